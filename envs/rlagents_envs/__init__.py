@@ -1,0 +1,57 @@
+"""Environments that step together, made from an `[env]` table: `make(config)`.
+
+The one idea: whatever stands behind it, the loop sees the same `Environments`. This package imports neither
+torch nor rlagents, and a simulator's own package only when an environment of that kind is made.
+"""
+
+from typing import get_args
+
+from rlagents_envs.config import Atari, CartPole, Corridor, EnvConfig, Gridworld, Gymnasium
+from rlagents_envs.vector import Environments, Layout, Leaf, Outcome
+
+__all__ = ["EnvConfig", "Environments", "Layout", "Leaf", "Outcome", "describe", "make"]
+
+
+def make(config: EnvConfig, *, count: int | None = None, pictures: bool = False) -> Environments:
+    """Makes the vector of environments that a table describes.
+
+    Args:
+        config: The `[env]` table.
+        count: N, if another than `config.count`.
+        pictures: Whether `picture()` is wanted; it may cost a second emulator or a renderer.
+
+    Raises:
+        ValueError: In one line: an id, game, module or wrapper that is not there, an environment that breaks
+            its contract, or actions that are not discrete.
+    """
+    if count is not None:
+        if count < 1:
+            raise ValueError(f"count must be a positive number of environments, got {count}")
+        config = config.model_copy(update={"count": count})
+    match config:
+        case Gridworld():
+            from rlagents_envs.toy import gridworld
+
+            return gridworld(config)
+        case Corridor():
+            from rlagents_envs.toy import corridor
+
+            return corridor(config)
+        case CartPole():
+            from rlagents_envs.cartpole import CartPoleEnvironments
+
+            return CartPoleEnvironments(config, pictures=pictures)
+        case Atari():
+            from rlagents_envs.atari import AtariEnvironments
+
+            return AtariEnvironments(config, pictures=pictures)
+        case Gymnasium():
+            from rlagents_envs.gymnasium import GymnasiumEnvironments
+
+            return GymnasiumEnvironments(config, pictures=pictures)
+
+
+def describe() -> list[tuple[str, str]]:
+    """Returns every kind of environment with one line about it."""
+    models = get_args(get_args(EnvConfig)[0])
+    return [(str(model.model_fields["kind"].default), str(model.__doc__).splitlines()[0]) for model in models]

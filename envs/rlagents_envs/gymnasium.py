@@ -1,0 +1,427 @@
+"""Any Gymnasium environment with discrete actions, by its id, in this process or in processes of its own.
+
+The one idea: strangers' code is checked once, on a single environment, before anything is built on it; what
+it does wrong later becomes one line that names it. Worker processes are started afresh (forkserver, or
+spawn), never forked from a process in which threads may hold locks.
+"""
+
+import contextlib
+import difflib
+import importlib
+import multiprocessing
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import Autoreset
+from numpy.typing import NDArray
+
+from rlagents_envs.config import Gymnasium
+from rlagents_envs.spaces import Observer
+from rlagents_envs.vector import Bools, Layout, Obs, Outcome, Pending, first_seed
+
+AnyEnv = gymnasium.Env[Any, Any]
+PATIENCE = 10.0  # seconds that closing waits for a step under way before it ends the processes
+
+
+class GymnasiumEnvironments:
+    """N environments of one id.
+
+    `info["action_mask"]` becomes the mask; where an environment gave none, or one without a legal action,
+    everything is legal. A Discrete action space that does not start at 0 is shifted.
+    """
+
+    replayable = True
+
+    def __init__(self, config: Gymnasium, *, pictures: bool = False) -> None:
+        self.count = config.count
+        self._id = config.id
+        self._pictures = pictures
+        maker = Maker(config.id, config.kwargs, config.wrappers)
+        with _quiet():
+            actions, observations = _check(maker, pictures)
+        self.actions = int(actions.n)
+        self._start = int(actions.start)
+        try:
+            self._observer = Observer(observations, config.frame_stack)
+        except ValueError as error:
+            raise ValueError(f"{config.id}: {error}") from error
+        self.layout: Layout = self._observer.layout
+        self._pending = Pending(config.count, self.actions)
+        self._ended = np.zeros(config.count, np.bool_)
+        makers = [Maker(config.id, config.kwargs, config.wrappers, pictures)] + [maker] * (config.count - 1)
+        self._vector: SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]
+        with _quiet():
+            if config.backend == "sync":
+                self._vector = SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+                return
+            ways = multiprocessing.get_all_start_methods()
+            try:
+                # Without shared memory, workers of Gymnasium 1.4 keep a pending auto-reset across a reset.
+                self._vector = AsyncVectorEnv(
+                    makers,
+                    shared_memory=True,
+                    copy=False,
+                    context="forkserver" if "forkserver" in ways else "spawn",
+                    autoreset_mode=AutoresetMode.NEXT_STEP,
+                )
+            except (EOFError, OSError) as error:  # a worker's traceback is on the screen already
+                raise ValueError(
+                    f"env.id must be found by a new process too, got {config.id!r}; "
+                    "write it as module:id, with the module in a folder of its own"
+                ) from error
+
+    def reset(self, seed: int) -> tuple[Obs, Bools | None]:
+        """Starts every environment anew, with consecutive seeds."""
+        self._ask(self._drain)
+        self._pending.restart()
+        obs, info = self._ask(lambda: self._vector.reset(seed=first_seed(seed, self.count)))
+        self._ended = np.zeros(self.count, np.bool_)
+        return self._observer(obs, ~self._ended), self._mask(info)
+
+    def send(self, actions: NDArray[np.int64]) -> None:
+        """Hands the actions to the worker processes; without any, the step happens in `recv`."""
+        actions = self._pending.put(actions) + self._start
+        if isinstance(self._vector, AsyncVectorEnv):
+            vector = self._vector
+            self._ask(lambda: vector.step_async(actions))
+
+    def recv(self) -> Outcome:
+        """Waits for the workers, or makes the step.
+
+        Raises:
+            RuntimeError: If an environment failed, with its error in one line; all are closed then.
+        """
+        actions = self._pending.take() + self._start
+        vector = self._vector
+        obs, reward, terminated, truncated, info = self._ask(
+            vector.step_wait if isinstance(vector, AsyncVectorEnv) else lambda: vector.step(actions)
+        )
+        fresh, self._ended = self._ended, terminated | truncated
+        return Outcome(
+            self._observer(obs, fresh),
+            reward.astype(np.float32),
+            terminated,
+            truncated & ~terminated,
+            self._ended.copy(),
+            self._mask(info),
+        )
+
+    def picture(self) -> NDArray[np.uint8]:
+        """Returns what environment 0 renders."""
+        if not self._pictures or self._pending.waiting is not None:
+            raise RuntimeError("picture needs environments made with pictures=True, and no step under way")
+        picture = np.array(self._ask(lambda: self._vector.call("picture"))[0])
+        if picture.ndim != 3 or picture.shape[2] != 3:
+            raise RuntimeError(f"{self._id} must render [height, width, 3], got {picture.shape}")
+        return picture.astype(np.uint8)
+
+    def close(self) -> None:
+        """Ends the environments and their processes; one that does not answer is ended by force."""
+        try:
+            self._drain(PATIENCE)
+            self._vector.close()
+        except Exception:
+            self._end()
+        self._pending.close()
+
+    def _drain(self, timeout: float | None = None) -> None:
+        if self._pending.waiting is not None:
+            self._pending.take()
+            if isinstance(self._vector, AsyncVectorEnv):
+                with _quiet():
+                    self._vector.step_wait(timeout)
+
+    def _end(self) -> None:
+        """Ends everything without asking: after a failure Gymnasium's own close waits for answers."""
+        self._pending.close()
+        if isinstance(self._vector, AsyncVectorEnv):
+            for process in self._vector.processes:
+                process.kill()
+                process.join()
+            for pipe in filter(None, self._vector.parent_pipes):
+                pipe.close()
+            self._vector.closed = True
+        else:
+            with contextlib.suppress(Exception):
+                self._vector.close()
+
+    def _ask(self, call: Callable[[], Any]) -> Any:
+        """Calls into the environments; their failure closes them all and becomes a RuntimeError."""
+        try:
+            if isinstance(self._vector, SyncVectorEnv):
+                return call()
+            with _quiet():  # Gymnasium would write the worker's traceback as warnings
+                return call()
+        except BaseException as error:  # Ctrl-C too: a half-received step cannot be finished
+            self._end()
+            if isinstance(error, EOFError | ConnectionError):
+                raise RuntimeError(f"{self._id} failed: a worker process ended") from error
+            if isinstance(error, BrokenEnvironmentError) or not isinstance(error, Exception):
+                raise
+            raise RuntimeError(f"{self._id} failed: {_line(error)}") from error
+
+    def _mask(self, info: dict[str, Any]) -> Bools | None:
+        if "action_mask" not in info:
+            return None
+        mask = np.array(info["action_mask"], dtype=np.bool_)  # [N, A]
+        mask[~mask.any(1)] = True
+        return mask
+
+
+class BrokenEnvironmentError(RuntimeError):
+    """What an environment did wrong while it ran: one line that names it."""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes one environment, in this process or, pickled, in another."""
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    wrappers: tuple[str, ...] = ()
+    pictures: bool = False
+
+    def __call__(self) -> AnyEnv:
+        """Makes and wraps it; ValueError, in one line, if that fails."""
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+        with _quiet():
+            create = _creator(self.id)
+            mode = {"render_mode": "rgb_array"} if self.pictures else {}
+            try:
+                env = create(**{**self.kwargs, **mode})
+            except Exception as error:
+                given = f" with kwargs {self.kwargs}" if self.kwargs else ""
+                raise ValueError(f"env.id {self.id!r}{given} could not be made: {_line(error)}") from error
+            for name in self.wrappers:
+                env = _wrap(env, name)
+            if not isinstance(env, gymnasium.Env):
+                raise ValueError(f"env.id must make a gymnasium.Env, got {type(env).__name__}: {self.id!r}")
+            return Watched(cast("AnyEnv", env), self.id, self.pictures)
+
+
+class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """The outermost wrapper: names who failed, and lets through only what the vector needs.
+
+    Infos are dropped but for the mask: Gymnasium would join them into arrays, step by step, and fails where
+    they differ in shape.
+    """
+
+    def __init__(self, env: AnyEnv, name: str, pictures: bool) -> None:
+        super().__init__(env)
+        self._name = name
+        self._pictures = pictures
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Resets; BrokenEnvironmentError if that does not return (observation, info)."""
+        with self._named("reset"):
+            answer: Any = self.env.reset(seed=seed, options=options)
+            if not isinstance(answer, tuple) or len(cast("tuple[Any, ...]", answer)) != 2:
+                raise TypeError(f"it must return (observation, info), got {_kind(answer)}")
+            obs, info = cast("tuple[Any, Any]", answer)
+            return obs, self._mask(info)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Steps; BrokenEnvironmentError if that does not return Gymnasium's five things."""
+        with self._named("step"):
+            answer: Any = self.env.step(action)
+            if not isinstance(answer, tuple) or len(cast("tuple[Any, ...]", answer)) != 5:
+                raise TypeError(
+                    f"it must return (observation, reward, terminated, truncated, info), got {_kind(answer)}"
+                )
+            obs, reward, terminated, truncated, info = cast("tuple[Any, ...]", answer)
+            if np.ndim(reward) != 0 or np.asarray(reward).dtype.kind not in "fiub":
+                raise TypeError(f"it must return a number as reward, got {reward!r}")
+            for flag in (terminated, truncated):
+                if np.ndim(flag) != 0 or np.asarray(flag).dtype.kind not in "biu":
+                    raise TypeError(f"it must return terminated and truncated as bool, got {flag!r}")
+            return obs, float(reward), bool(terminated), bool(truncated), self._mask(info)
+
+    def picture(self) -> Any:
+        """Renders, if this is the environment that pictures are wanted of."""
+        if not self._pictures:
+            return None
+        with self._named("render"):
+            return self.env.render()
+
+    def _mask(self, info: Any) -> dict[str, Any]:
+        if not isinstance(info, dict):
+            raise TypeError(f"it must return info as a dictionary, got {_kind(info)}")
+        mask: Any = cast("dict[str, Any]", info).get("action_mask")
+        if mask is None:
+            return {}
+        mask, actions = np.asarray(mask), self.env.action_space
+        if isinstance(actions, spaces.Discrete) and mask.shape != (actions.n,):
+            raise ValueError(f"info['action_mask'] must have {actions.n} entries, got shape {mask.shape}")
+        return {"action_mask": mask.astype(np.bool_)}
+
+    @contextlib.contextmanager
+    def _named(self, what: str) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:
+            # A type of ours, because a worker's exception has to be pickled to reach its parent.
+            raise BrokenEnvironmentError(f"{self._name} failed in {what}: {_line(error)}") from error
+
+
+def _check(maker: Maker, pictures: bool) -> tuple[spaces.Discrete, gymnasium.Space[Any]]:
+    """Returns the spaces of one environment, after a reset and a step of it; ValueError if it misbehaves."""
+    env = maker()
+    try:
+        actions, observations = env.action_space, env.observation_space
+        if not isinstance(actions, spaces.Discrete):
+            raise ValueError(f"{maker.id} needs a discrete action space, got {actions}")
+        layer: Any = env
+        while isinstance(layer, gymnasium.Wrapper):
+            if isinstance(layer, Autoreset):
+                raise ValueError(
+                    f"{maker.id} must leave resets to the vector (autoreset mode NEXT_STEP); "
+                    "remove the Autoreset wrapper"
+                )
+            layer = cast("gymnasium.Wrapper[Any, Any, Any, Any]", layer).env
+        modes: Any = env.metadata.get("render_modes") or ()
+        if pictures and "rgb_array" not in modes:
+            raise ValueError(
+                f"{maker.id} must have the render mode 'rgb_array' to be shown, got {list(modes)}; "
+                "evaluate without rendering"
+            )
+        try:
+            obs, info = env.reset(seed=0)
+            legal: Any = info.get("action_mask")
+            choice = int(np.argmax(legal)) if legal is not None else 0
+            after, _, _, _, _ = env.step(np.int64(choice) + actions.start)
+        except BrokenEnvironmentError as error:
+            raise ValueError(str(error)) from error
+        for what, value in (("reset", obs), ("step", after)):
+            if wrong := _mismatch(observations, value):
+                raise ValueError(
+                    f"{maker.id} must return observations of its observation_space, "
+                    f"got one from {what} {wrong}"
+                )
+        return actions, observations
+    finally:
+        env.close()
+
+
+def _mismatch(space: Any, value: Any, where: str = "") -> str:
+    """Returns what is wrong with an observation; empty if nothing is."""
+    inside: list[tuple[Any, Any, Any]]  # key, space, value
+    if isinstance(space, spaces.Dict):
+        parts = cast("dict[str, Any]", cast("Any", space).spaces)
+        if not isinstance(value, dict) or set(cast("dict[str, Any]", value)) != set(parts):
+            return f"that is not a dictionary of {sorted(parts)}{where}"
+        inside = [(key, part, value[key]) for key, part in parts.items()]
+        return next((wrong for k, s, v in inside if (wrong := _mismatch(s, v, f" at {k!r}"))), "")
+    if isinstance(space, spaces.Tuple):
+        kinds = cast("tuple[Any, ...]", cast("Any", space).spaces)
+        if not isinstance(value, tuple) or len(cast("tuple[Any, ...]", value)) != len(kinds):
+            return f"that is not a tuple of {len(kinds)}{where}"
+        inside = [(key, kind, value[key]) for key, kind in enumerate(kinds)]
+        return next((wrong for k, s, v in inside if (wrong := _mismatch(s, v, f" at {k}"))), "")
+    if not isinstance(space, spaces.Box):
+        return "" if space.contains(value) else f"that is {value!r}, not in {space}{where}"
+    box = cast("Any", space)
+    array = np.asarray(value)
+    if array.shape != box.shape:
+        return f"of shape {array.shape} in place of {box.shape}{where}"
+    if array.dtype.kind not in "fiub":
+        return f"of {array.dtype} in place of {box.dtype}{where}"
+    array = array.astype(box.dtype)  # vector environments cast just so
+    if not ((array >= box.low) & (array <= box.high)).all():
+        return f"outside low and high of {box}{where}"
+    return ""
+
+
+def _creator(name: str) -> Callable[..., Any]:
+    """Returns what makes the environment of an id; ValueError with the nearest names if there is none."""
+    if name.startswith("ALE/"):
+        import ale_py
+
+        gymnasium.register_envs(ale_py)
+        ale_py.ALEInterface.setLoggerMode(cast("Any", ale_py.LoggerMode).Error)  # no banner
+    module_name, _, rest = name.rpartition(":")
+    choices: list[str] = []
+    if module_name:
+        module = _module(module_name, f"env.id {name!r}")
+        candidate = getattr(module, rest, None)
+        if rest not in gymnasium.registry and callable(candidate):
+            return candidate
+        choices = [key for key in dir(module) if _is_environment(getattr(module, key))]
+    choices += gymnasium.registry
+    stem = rest.rpartition("-v")[0] or rest
+    versions = [key for key in gymnasium.registry if key.startswith(stem + "-v")]
+    if rest in gymnasium.registry or (stem == rest and versions):
+        return partial(gymnasium.make, rest, disable_env_checker=True)
+    near = versions or difflib.get_close_matches(rest, choices)
+    hint = f"nearest: {', '.join(near)}" if near else "write module:id for one in a module of yours"
+    raise ValueError(f"env.id must be a registered environment, got {name!r}; {hint}")
+
+
+def _is_environment(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, gymnasium.Env)
+
+
+def _wrap(env: Any, name: str) -> Any:
+    module_name, _, attribute = name.rpartition(":")
+    if not module_name:
+        raise ValueError(f'env.wrappers must be written as "module:function", got {name!r}')
+    module = _module(module_name, f"env.wrappers {name!r}")
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        near = difflib.get_close_matches(attribute, [key for key in dir(module) if not key.startswith("_")])
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise ValueError(f"env.wrappers must name functions, got {name!r}, not in {module_name}{hint}")
+    try:
+        return function(env)
+    except Exception as error:
+        raise ValueError(f"env.wrappers {name!r} failed: {_line(error)}") from error
+
+
+def _module(name: str, of: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{name}.".startswith(f"{missing}."):
+            installed = (sys.prefix, sys.base_prefix)
+            paths = [Path(entry).absolute() for entry in sys.path]
+            folders = dict.fromkeys(
+                str(path) for path in paths if path.is_dir() and not str(path).startswith(installed)
+            )
+            raise ValueError(
+                f"{of} needs the module {name!r}, which is neither installed nor in {', '.join(folders)}; "
+                "put its file into one of these folders"
+            ) from error
+        raise ValueError(f"{of} needs the module {name!r}, whose import failed: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    """Returns an exception in one line, with its type unless it is one of ours."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {len(cast('tuple[Any, ...]', value))}"
+    return type(value).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """Keeps Gymnasium's advice (old versions, spaces, workers that failed) off the user's screen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,309 @@
+"""Any Gymnasium id: found, checked once, stepped here or elsewhere, and named when it fails."""
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from playing import Game, assert_same, make, play
+from rlagents_envs import Environments
+from rlagents_envs.vector import Leaf
+
+
+def gym(name: str, pictures: bool = False, **table: Any) -> Environments:
+    return make(pictures, **{"kind": "gymnasium", "id": name, "count": 3, **table})
+
+
+def own(name: str, pictures: bool = False, **table: Any) -> Environments:
+    return gym("example_envs:" + name, pictures, **table)
+
+
+def steps(envs: Environments, *actions: int) -> list[Any]:
+    outcomes = []
+    for action in actions:
+        envs.send(np.full(envs.count, action))
+        outcomes.append(envs.recv())
+    return outcomes
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf", "actions"),
+    [
+        ("FrozenLake-v1", Leaf("index", (), "int64", size=16), 4),
+        ("Taxi-v4", Leaf("index", (), "int64", size=500), 6),
+        ("CliffWalking-v1", Leaf("index", (), "int64", size=48), 4),
+        ("CartPole-v1", Leaf("vector", (4,), "float32"), 2),
+        ("CartPole", Leaf("vector", (4,), "float32"), 2),
+        ("Acrobot-v1", Leaf("vector", (6,), "float32"), 3),
+        ("ALE/Pong-v5", Leaf("pixels", (3, 210, 160), "uint8", scale=1 / 255), 6),
+        ("example_envs:Counter-v0", Leaf("vector", (2,), "float32"), 3),
+        ("example_envs:Counter", Leaf("vector", (2,), "float32"), 3),
+    ],
+)
+def test_ids_are_found(name: str, leaf: Leaf, actions: int) -> None:
+    envs = gym(name)
+    assert (envs.layout, envs.actions) == (leaf, actions)
+    envs.close()
+
+
+def test_a_module_in_a_folder_of_the_users_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "users_own_env.py").write_text(
+        "from example_envs import Counter\nimport gymnasium\n"
+        "gymnasium.register('Own-v0', entry_point=Counter, max_episode_steps=2)\n"
+    )
+    with pytest.raises(
+        ValueError, match=r"needs the module 'users_own_env', which is neither .*; put its file"
+    ):
+        gym("users_own_env:Own-v0")
+    monkeypatch.syspath_prepend(tmp_path)
+    for backend in ("sync", "async"):
+        envs = gym("users_own_env:Own-v0", count=2, backend=backend)
+        assert play(envs, 2).outcomes[1].truncated.all()
+        envs.close()
+    del sys.modules["users_own_env"]
+
+
+def test_actions_start_where_the_space_does() -> None:
+    envs = own("Counter", kwargs={"length": 9})
+    envs.reset(0)
+    assert [outcome.reward[0] for outcome in steps(envs, 0, 1, 2)] == [-1, 0, 1]
+
+
+def test_ends_are_told_apart() -> None:
+    envs = own("Counter-v0")  # cut after 4 of 5 steps
+    envs.reset(0)
+    fourth = steps(envs, 0, 0, 0, 0)[-1]
+    assert (fourth.truncated.all(), fourth.terminated.any(), fourth.ended.all()) == (True, False, True)
+    envs = own("Counter-v0", kwargs={"length": 4})  # both at once: the episode is over
+    envs.reset(0)
+    fourth = steps(envs, 0, 0, 0, 0)[-1]
+    assert (fourth.truncated.any(), fourth.terminated.all(), fourth.ended.all()) == (False, True, True)
+
+
+def test_environments_have_seeds_of_their_own() -> None:
+    obs, _ = own("Counter").reset(3)
+    later, _ = own("Counter").reset(4)
+    assert isinstance(obs, np.ndarray)
+    assert isinstance(later, np.ndarray)
+    assert len(set(obs[:, 0].tolist())) == 3
+    np.testing.assert_array_equal(obs[1:], later[:-1])
+
+
+def test_wrappers_are_applied_innermost_first() -> None:
+    names = ("example_envs:doubled", "example_envs:plus_one")
+    for wrappers, pays in ((names, 3), (names[::-1], 4)):
+        envs = own("Counter", wrappers=wrappers)
+        envs.reset(0)
+        assert steps(envs, 2)[0].reward.tolist() == [pays] * 3
+    envs = gym("FrozenLake-v1", wrappers=("gymnasium.wrappers:FlattenObservation",))
+    assert envs.layout == Leaf("vector", (16,), "float32")
+
+
+def test_taxis_masks_arrive() -> None:
+    """Taxi's own rule: where a move changes nothing, it is not in the mask."""
+    envs = gym("Taxi-v4", count=4)
+    obs, mask = envs.reset(0)
+    import gymnasium
+
+    taxi: Any = gymnasium.make("Taxi-v4").unwrapped
+    for outcome in [None, *play(envs, 60, seed=0).outcomes]:
+        if outcome is not None:
+            obs, mask = outcome.obs, outcome.mask
+        assert mask is not None
+        np.testing.assert_array_equal(mask, [taxi.action_mask(int(state)) for state in np.asarray(obs)])
+    assert not mask.all()
+
+
+def test_missing_and_empty_masks_mean_that_all_is_legal() -> None:
+    envs = own("Masked", kwargs={"length": 5})
+    assert envs.reset(0)[1] is None
+    one, two, three, four, five = steps(envs, 0, 1, 2, 0, 1)
+    assert one.mask is None
+    assert two.mask.tolist() == [[True, False, True]] * 3
+    assert three.mask is None
+    assert four.mask.all()
+    assert five.mask is None
+    # A row without a mask, beside rows with one.
+    mixed = gym("example_envs:MaskedByChance")
+    seen = {
+        bool(outcome.mask[n].all())
+        for outcome in play(mixed, 20).outcomes
+        for n in range(3)
+        if outcome.mask is not None
+    }
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("name", "stack"),
+    [("example_envs:Masked", 2), ("example_envs:Everything", 2), ("CartPole-v1", 1), ("Taxi-v4", 1)],
+)
+def test_processes_change_nothing(name: str, stack: int) -> None:
+    games = []
+    for backend in ("sync", "async"):
+        envs = gym(name, backend=backend, count=2, frame_stack=stack)
+        games.append(play(envs, 120))
+        envs.close()
+    assert_same(*games)
+
+
+def test_workers_are_not_forked_and_leave_with_their_parent() -> None:
+    envs: Any = own("Counter", backend="async", count=2)
+    workers = envs._vector.processes
+    assert all(type(worker).__name__ in ("ForkServerProcess", "SpawnProcess") for worker in workers)
+    envs.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_workers_step_between_send_and_recv(tmp_path: Path) -> None:
+    mark = tmp_path / "stepped"
+    envs = own("Marks", backend="async", count=1, kwargs={"path": str(mark)})
+    mark.unlink()  # made when the environment was checked
+    envs.reset(0)
+    envs.send(np.zeros(1, np.int64))
+    deadline = time.monotonic() + 20
+    while not mark.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    envs.recv()
+    envs.close()
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_pictures_show_environment_0(backend: str) -> None:
+    envs = own("Counter", pictures=True, backend=backend, count=2)
+    envs.reset(0)
+    outcome = steps(envs, 0, 0)[-1]
+    assert outcome.obs[0, 1] == 3
+    assert envs.picture().shape == (8, 6, 3)
+    assert envs.picture().dtype == np.uint8
+    assert (envs.picture() == 2).all()
+    envs.send(np.zeros(2, np.int64))
+    with pytest.raises(RuntimeError, match="no step under way"):
+        envs.picture()
+    envs.close()
+
+
+def test_pictures_of_gymnasiums_own() -> None:
+    for name, shape in (("FrozenLake-v1", (256, 256, 3)), ("ALE/Pong-v5", (210, 160, 3))):
+        envs = gym(name, pictures=True, count=2)
+        envs.reset(0)
+        assert envs.picture().shape == shape
+        envs.close()
+    without = gym("FrozenLake-v1")
+    without.reset(0)
+    with pytest.raises(RuntimeError, match="pictures=True"):
+        without.picture()
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        (
+            {"id": "FrozenLke-v1"},
+            "env.id must be a registered environment, got 'FrozenLke-v1'; nearest: FrozenLake-v1",
+        ),
+        ({"id": "CartPole-v7"}, "got 'CartPole-v7'; nearest: CartPole-v0, CartPole-v1"),
+        ({"id": "Taxi-v3"}, "got 'Taxi-v3'; nearest: Taxi-v4"),
+        ({"id": "ALE/Pog-v5"}, "nearest: ALE/Pong-v5"),
+        ({"id": "example_envs:Countr"}, "nearest: Counter"),
+        ({"id": "json:Quux-v0"}, "write module:id for one in a module of yours"),
+        (
+            {"id": "no_such_module:X-v0"},
+            "needs the module 'no_such_module', which is neither installed nor in",
+        ),
+        (
+            {"id": "example_broken:X-v0"},
+            "needs the module 'example_broken', whose import failed: ZeroDivisionError: division by zero",
+        ),
+        ({"id": "example_envs:doubled"}, "could not be made: TypeError"),
+        ({"id": "example_envs:os"}, "must be a registered environment"),
+        ({"id": "example_envs:np"}, "must be a registered environment"),
+        (
+            {"kwargs": {"bad": 1}},
+            "env.id 'example_envs:Counter' with kwargs {'bad': 1} could not be made: TypeError",
+        ),
+        ({"wrappers": ["doubled"]}, "env.wrappers must be written as \"module:function\", got 'doubled'"),
+        ({"wrappers": ["example_envs:doubld"]}, "not in example_envs; nearest: doubled"),
+        (
+            {"wrappers": ["example_envs:broken_wrapper"]},
+            "env.wrappers 'example_envs:broken_wrapper' failed: KeyError: 'screw'",
+        ),
+        ({"wrappers": ["example_envs:not_an_env"]}, "env.id must make a gymnasium.Env, got int"),
+        ({"wrappers": ["gymnasium.wrappers:Autoreset"]}, "must leave resets to the vector"),
+        (
+            {"id": "MountainCarContinuous-v0"},
+            "MountainCarContinuous-v0 needs a discrete action space, got Box(",
+        ),
+        (
+            {"id": "example_envs:BareReset"},
+            "BareReset failed in reset: TypeError: it must return (observation, info), got list",
+        ),
+        (
+            {"id": "example_envs:FourStep"},
+            "(observation, reward, terminated, truncated, info), got a tuple of 4",
+        ),
+        ({"id": "example_envs:TextReward"}, "it must return a number as reward, got 'much'"),
+        ({"id": "example_envs:TextFlag"}, "it must return terminated and truncated as bool, got 'no'"),
+        ({"id": "example_envs:ShortMask"}, "info['action_mask'] must have 3 entries, got shape (2,)"),
+        ({"id": "example_envs:ListInfo"}, "it must return info as a dictionary, got list"),
+        ({"id": "example_envs:WrongShape"}, "got one from reset of shape (2,) in place of (3,)"),
+        ({"id": "example_envs:OutOfBounds"}, "got one from reset outside low and high of Box(-1.0, 0.0"),
+        ({"id": "example_envs:WrongCell"}, "got one from step that is 5, not in Discrete(5) at 'cell'"),
+        ({"id": "example_envs:Words"}, "example_envs:Words: observation space must be made of Box"),
+        (
+            {"id": "Taxi-v4", "frame_stack": 2},
+            "Taxi-v4: env.frame_stack must be 1 where an observation is a number",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    table: dict[str, Any], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "example_broken.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(line)) as caught:
+        make(**{"kind": "gymnasium", "id": "example_envs:Counter", **table})
+    assert "\n" not in str(caught.value)
+
+
+def test_no_pictures_of_what_cannot_be_rendered() -> None:
+    with pytest.raises(ValueError, match="NoPictures must have the render mode 'rgb_array' to be shown"):
+        own("NoPictures", pictures=True)
+    own("NoPictures")
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "line"),
+    [
+        ("Fails", "sync", "example_envs:Fails failed in step: Peculiar: the engine is on fire"),
+        ("Fails", "async", "example_envs:Fails failed in step: Peculiar: the engine is on fire"),
+        ("Dies", "async", "example_envs:Dies failed: a worker process ended"),
+        ("Grows", "sync", "example_envs:Grows failed: ValueError: "),
+        ("Grows", "async", "example_envs:Grows failed: ValueError: "),
+    ],
+)
+def test_a_failure_in_mid_game_names_the_environment(
+    name: str, backend: str, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    envs = own(name, backend=backend, count=2)
+    envs.reset(0)
+    steps(envs, 1, 1)
+    with pytest.raises(RuntimeError, match=re.escape(line)) as caught:
+        steps(envs, 1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match="not closed"):
+        envs.reset(0)
+    envs.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_infos_of_any_shape_are_no_trouble() -> None:
+    """Counter's infos change their shape from step to step, which Gymnasium's vectors cannot join."""
+    game = play(own("Counter"), 20)
+    assert isinstance(game, Game)
+    assert all(outcome.mask is None for outcome in game.outcomes)
