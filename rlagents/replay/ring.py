@@ -1,0 +1,244 @@
+"""The ring of timesteps that every agent learns from.
+
+Rows are timesteps, not transitions: row t of environment n holds the newest frame that the agent saw and,
+written with it, the action it took there and what that action brought. n-step returns, stacks of frames and
+successors are put together when a batch is drawn, so a frame is kept once and never copied.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlagents.replay.sampling import Sampler
+from rlagents.types import Batch, Obs, Step
+from rlagents_envs.vector import Layout, Leaf
+
+_ALONE = ""  # the name of an observation that is no dictionary
+_DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "int64": torch.int64}
+
+
+class Ring:
+    """Replay of the newest `capacity` timesteps of N environments, on one device.
+
+    Environments reset on the next step, so the final observation of an episode is a row like any other. It
+    starts no transition, but it is the true successor that a truncated return bootstraps from.
+
+    Args:
+        layout: what an observation is made of; only the newest frame of a stack is stored.
+        actions: A, for the masks of legal actions.
+        environments: N.
+        capacity: timesteps kept, in all environments together.
+        n_step: rewards summed before the bootstrap.
+        discount: per env step.
+        sampler: draws among the rows that can be sampled.
+        device: where everything lies.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        actions: int,
+        *,
+        environments: int,
+        capacity: int,
+        n_step: int,
+        discount: float,
+        sampler: Sampler,
+        device: torch.device,
+    ) -> None:
+        self.actions, self.environments, self.n_step = actions, environments, n_step
+        self.rows = rows = capacity // environments  # T
+        self.sampler, self.device = sampler, device
+        self.time = 0  # timesteps written so far, of each environment
+        self._leaves = layout if isinstance(layout, dict) else {_ALONE: layout}
+        self.stack = max(leaf.stack for leaf in self._leaves.values())
+        if rows < self.stack + n_step + 1:
+            raise ValueError(
+                f"capacity must hold {self.stack + n_step + 1} timesteps of each environment, got {capacity} "
+                f"for {environments} environments"
+            )
+        flat = rows * environments
+        # One row more than the ring has stays zero: it stands for every frame before an episode's first.
+        self._frames = {
+            name: self._zeros(flat + 1, *_frame(leaf), dtype=_DTYPES[leaf.dtype])
+            for name, leaf in self._leaves.items()
+        }
+        self._columns = {
+            "action": self._zeros(flat, dtype=torch.int64),
+            "reward": self._zeros(flat, dtype=torch.float32),
+            "terminated": self._zeros(flat, dtype=torch.bool),
+            "ended": self._zeros(flat, dtype=torch.bool),  # no return reaches across
+            "age": self._zeros(flat, dtype=torch.uint8),  # frames of its episode before it, at most 255
+        }
+        self._mask: Tensor | None = None  # [T * N, A], from the first mask on
+        self._final = torch.ones(rows, environments, dtype=torch.bool)  # on the CPU, where rows are counted
+        self._age = torch.zeros(environments, dtype=torch.uint8)
+        self._lanes = torch.arange(environments)
+        self._ahead = torch.arange(n_step, device=device)
+        self._back = torch.arange(self.stack - 1, -1, -1, device=device)
+        self._powers = discount ** torch.arange(n_step + 1, dtype=torch.float32, device=device)
+
+    def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        # numpy asks the system for zero pages, so memory is taken up only as rows are written.
+        return torch.as_tensor(np.zeros(shape, dtype=str(dtype).removeprefix("torch.")))
+
+    def __len__(self) -> int:
+        """Returns how many rows can be sampled."""
+        return len(self.sampler)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows when full."""
+        return sum(t.nbytes for t in [*self._frames.values(), *self._columns.values()])
+
+    def add(self, step: Step, reward: Tensor) -> None:
+        """Writes one timestep of every environment.
+
+        Args:
+            step: what happened; of stacked observations only the newest frame is kept.
+            reward: [N] float32, what is to be learned in place of `step.reward`.
+        """
+        self._forbid(self.time - self.rows + self.stack - 1)
+        slot = self.time % self.rows
+        row = slice(slot * self.environments, (slot + 1) * self.environments)
+        for name, obs in _named(step.obs).items():
+            self._frames[name][row] = _newest(obs, self._leaves[name])
+        self._age = torch.where(step.first, 0, self._age + (self._age < 255))
+        columns = self._columns
+        columns["action"][row] = step.action
+        columns["reward"][row] = reward
+        columns["terminated"][row] = step.terminated
+        columns["ended"][row] = step.terminated | step.truncated
+        columns["age"][row] = self._age
+        if step.mask is not None and self._mask is None:
+            self._mask = torch.ones(
+                self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
+            )
+        if self._mask is not None:
+            self._mask[row] = True if step.mask is None else step.mask
+        self._final[slot] = step.final
+        self.time += 1
+        self._allow(self.time - 1 - self.n_step)
+
+    def _sampleable(self, time: int) -> Tensor:
+        slot = time % self.rows
+        return self._lanes[~self._final[slot]] + slot * self.environments
+
+    def _allow(self, time: int) -> None:
+        """A row can be sampled once the n rows after it are there."""
+        if time >= 0:
+            self.sampler.allow(self._sampleable(time))
+
+    def _forbid(self, time: int) -> None:
+        """A row can no longer be sampled when the oldest frame it may need is about to be overwritten."""
+        if time >= 0:
+            self.sampler.forbid(self._sampleable(time))
+
+    def sample(self, size: int) -> Batch:
+        """Returns `size` n-step transitions, drawn by the sampler with replacement.
+
+        reward = sum over k < m of discount**k * reward[t + k] and discount = discount**m, where m is n or the
+        number of steps to the end of the episode; the discount is 0 after a termination, and a truncation
+        bootstraps from the final observation.
+        """
+        row, weight = self.sampler.draw(size)  # [B]
+        return self.gather(row, weight)
+
+    def gather(self, row: Tensor, weight: Tensor) -> Batch:
+        """Puts together the transitions that start at rows [B], with weights [B]."""
+        count, wrap, columns = self.environments, self.rows * self.environments, self._columns
+        path = (row[:, None] + self._ahead * count).remainder_(wrap)  # [B, n]
+        ended, terminated, rewards = (
+            columns["ended"][path],
+            columns["terminated"][path],
+            columns["reward"][path],
+        )
+        if self.n_step == 1:
+            reward, taken, over = rewards[:, 0], 1, terminated[:, 0]
+            discount = self._powers[1] * ~over
+        else:
+            live = torch.ones_like(rewards)  # [B, n] whether step k belongs to the return
+            live[:, 1:] = (~ended[:, :-1]).cumprod(1)
+            reward = (live * rewards) @ self._powers[:-1]
+            taken = live.sum(1).long()  # [B]
+            discount = self._powers[taken] * ~(terminated & (live > 0)).any(1)
+        successor = (row + taken * count).remainder_(wrap)
+        both = torch.cat((row, successor))  # one gather for observations and successors
+        seen = {name: self._stacked(name, both).chunk(2) for name in self._leaves}
+        return Batch(
+            obs=_joined({name: pair[0] for name, pair in seen.items()}),
+            action=columns["action"][row],
+            reward=reward,
+            discount=discount,
+            next_obs=_joined({name: pair[1] for name, pair in seen.items()}),
+            row=row,
+            weight=weight,
+            mask=None if self._mask is None else self._mask[successor],
+        )
+
+    def _stacked(self, name: str, row: Tensor) -> Tensor:
+        """Returns the observations [B, *O] at rows [B]."""
+        ring, leaf = self._frames[name], self._leaves[name]
+        if leaf.stack == 1:
+            return ring.index_select(0, row).view(len(row), *leaf.shape)
+        back = self._back[-leaf.stack :]
+        wrap = self.rows * self.environments
+        past = (row[:, None] - back * self.environments).remainder_(wrap)  # [B, K]
+        past = torch.where(back <= self._columns["age"][row][:, None], past, wrap)
+        return ring.index_select(0, past.view(-1)).view(len(row), *leaf.shape)
+
+    def window(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Returns copies of the rows of times [start, stop), on the CPU, for a checkpoint."""
+        slots = torch.arange(start, stop) % self.rows
+        flat = (slots[:, None] * self.environments + self._lanes).view(-1)
+        here = flat.to(self.device)
+        parts = {name: column[here].cpu() for name, column in self._columns.items()}
+        parts |= {f"obs.{name}": ring[here].cpu() for name, ring in self._frames.items()}
+        if self._mask is not None:
+            parts["mask"] = self._mask[here].cpu()
+        return parts | {"final": self._final[slots]}
+
+    def restore(self, start: int, parts: Mapping[str, Tensor]) -> None:
+        """Writes back what `window` returned for times from `start` on; windows come in order of time."""
+        stop = start + len(parts["final"])
+        slots = torch.arange(start, stop) % self.rows
+        here = (slots[:, None] * self.environments + self._lanes).view(-1).to(self.device)
+        for name, column in self._columns.items():
+            column[here] = parts[name].to(self.device)
+        for name, ring in self._frames.items():
+            ring[here] = parts[f"obs.{name}"].to(self.device)
+        if "mask" in parts:
+            if self._mask is None:
+                self._mask = torch.ones(
+                    self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
+                )
+            self._mask[here] = parts["mask"].to(self.device)
+        self._final[slots] = parts["final"]
+        self._age = parts["age"].view(-1, self.environments)[-1].clone()
+        self.time = stop
+
+    def reopen(self) -> None:
+        """Makes sampleable what may be sampled, after the last `restore`."""
+        self.sampler.clear()
+        for time in range(max(0, self.time - self.rows + self.stack - 1), self.time - self.n_step):
+            self._allow(time)
+
+
+def _named(obs: Obs) -> dict[str, Tensor]:
+    return obs if isinstance(obs, dict) else {_ALONE: obs}
+
+
+def _joined(obs: dict[str, Tensor]) -> Obs:
+    return obs.get(_ALONE, obs)
+
+
+def _frame(leaf: Leaf) -> tuple[int, ...]:
+    return (leaf.shape[0] // leaf.stack, *leaf.shape[1:]) if leaf.shape else ()
+
+
+def _newest(obs: Tensor, leaf: Leaf) -> Tensor:
+    return obs if leaf.stack == 1 else obs[:, -_frame(leaf)[0] :]

@@ -1,0 +1,83 @@
+"""Which rows of the ring a batch is drawn from.
+
+The ring says which rows may be drawn; a sampler knows nothing else of them. Rows are allowed in the order in
+which they were written and forbidden in the same order, which is all that uniform sampling needs.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Sampler(Protocol):
+    """Draws rows of the ring."""
+
+    def allow(self, row: Tensor) -> None:
+        """Makes rows [M] int64, on the CPU, newer than all allowed so far, sampleable."""
+        ...
+
+    def forbid(self, row: Tensor) -> None:
+        """Makes rows [M], the oldest of those allowed, unsampleable."""
+        ...
+
+    def draw(self, size: int) -> tuple[Tensor, Tensor]:
+        """Returns `size` rows [B] int64 and their importance weights [B] float32, with replacement."""
+        ...
+
+    def update(self, row: Tensor, error: Tensor) -> None:
+        """Takes note of the temporal-difference errors [B] of rows [B]."""
+        ...
+
+    def clear(self) -> None:
+        """Forbids every row."""
+        ...
+
+    def __len__(self) -> int:
+        """Returns the number of sampleable rows."""
+        ...
+
+
+class Uniform:
+    """Every sampleable row is equally likely.
+
+    A queue of the sampleable rows: exact, of constant cost and of static shape, where rejection is none of
+    these.
+    """
+
+    def __init__(self, rows: int, generator: torch.Generator) -> None:
+        self._queue = torch.zeros(rows, dtype=torch.int64, device=generator.device)
+        self._generator = generator
+        self._ones = torch.ones(1, device=generator.device)
+        self.clear()
+
+    def allow(self, row: Tensor) -> None:
+        """Makes rows sampleable."""
+        rows = len(self._queue)
+        at, self._end = self._end % rows, self._end + len(row)
+        head = min(len(row), rows - at)
+        self._queue[at : at + head] = row[:head]
+        if head < len(row):
+            self._queue[: len(row) - head] = row[head:]
+
+    def forbid(self, row: Tensor) -> None:
+        """Makes the oldest rows unsampleable."""
+        self._start += len(row)
+
+    def draw(self, size: int) -> tuple[Tensor, Tensor]:
+        """Draws rows, all of weight 1."""
+        place = torch.randint(
+            self._start, self._end, (size,), generator=self._generator, device=self._generator.device
+        )
+        return self._queue[place.remainder_(len(self._queue))], self._ones.expand(size)
+
+    def update(self, row: Tensor, error: Tensor) -> None:
+        """Does nothing: no row is preferred."""
+
+    def clear(self) -> None:
+        """Forbids every row."""
+        self._start = self._end = 0
+
+    def __len__(self) -> int:
+        """Returns the number of sampleable rows."""
+        return self._end - self._start

@@ -1,0 +1,34 @@
+"""Values that change with the number of env steps, and events that are due every so many of them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From `start` to `end` over `steps` env steps, constant afterwards."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, env_steps: int) -> float:
+        """Returns the value after so many env steps."""
+        if env_steps >= self.steps:
+            return self.end
+        return self.start + (self.end - self.start) * env_steps / self.steps
+
+
+@dataclass(frozen=True)
+class Every:
+    """An event every `period` env steps, counted from `start`.
+
+    N environments step at once and may jump over several periods: `due` counts them, so that the ratio of
+    learner steps to env steps is exact for any N.
+    """
+
+    period: int
+    start: int = 0
+
+    def due(self, before: int, after: int) -> int:
+        """Returns how many times the event falls in the env steps (before, after]."""
+        return max(0, after - self.start) // self.period - max(0, before - self.start) // self.period

@@ -1,0 +1,97 @@
+"""The types that everything passes through, and the glossary of shape letters.
+
+N environments, B batch, T ring rows, K stacked frames, A actions, Z numbers per action, O observation.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+Obs: TypeAlias = Tensor | dict[str, Tensor]
+Metrics: TypeAlias = Mapping[str, Tensor]
+State: TypeAlias = dict[str, Any]  # nested dictionaries of tensors, numbers, strings and lists of these
+
+
+def each(function: Callable[..., Any], *obs: Any) -> Any:
+    """Applies a function to an observation, or to each entry of a dictionary of them."""
+    if isinstance(obs[0], dict):
+        names: list[str] = list(obs[0])  # pyright: ignore[reportUnknownArgumentType]
+        return {name: function(*(o[name] for o in obs)) for name in names}
+    return function(*obs)
+
+
+class Step(NamedTuple):
+    """One step of N environments.
+
+    `obs` and `next_obs` lie on the agent's device, everything else on the CPU, where the loop counts.
+    """
+
+    obs: Obs  # [N, *O]
+    action: Tensor  # [N] int64
+    reward: Tensor  # [N] float32, as the environment paid it
+    terminated: Tensor  # [N] bool: nothing follows
+    truncated: Tensor  # [N] bool: something follows that nobody saw
+    next_obs: Obs  # [N, *O] the true successor; a reset observation only where `final`
+    first: Tensor  # [N] bool: obs opens an episode
+    final: Tensor  # [N] bool: obs closed one; the action was ignored, this is not a transition
+    mask: Tensor | None = None  # [N, A] bool: legal actions in obs; None: all
+    next_mask: Tensor | None = None  # [N, A] bool: legal actions in next_obs; None: all
+
+
+class Batch(NamedTuple):
+    """B n-step transitions."""
+
+    obs: Obs  # [B, *O]
+    action: Tensor  # [B] int64
+    reward: Tensor  # [B] float32: discounted sum of up to n rewards
+    discount: Tensor  # [B] float32: what multiplies the bootstrap; 0 after a termination
+    next_obs: Obs  # [B, *O]
+    row: Tensor  # [B] int64: where in the replay, for priorities
+    weight: Tensor  # [B] float32: importance weight, at most 1; 1 where sampling is uniform
+    mask: Tensor | None = None  # [B, A] bool: legal actions in next_obs; None: all
+
+
+class Agent(Protocol):
+    """What the loop, evaluation and checkpoints know of an agent."""
+
+    device: torch.device
+    env_steps: int
+
+    def act(
+        self,
+        obs: Obs,
+        *,
+        mask: Tensor | None = None,
+        first: Tensor | None = None,
+        epsilon: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Returns actions [N] int64, on the agent's device, for all N environments in one batch.
+
+        `epsilon` None is the agent's own exploration, 0 is greedy. `first` resets the memory of agents that
+        have one. Random draws come from `generator`, or else from the agent's own exploration stream; greedy
+        choice draws nothing.
+        """
+        ...
+
+    def observe(self, step: Step) -> None:
+        """Stores one step."""
+        ...
+
+    def learn(self) -> Metrics:
+        """Does as many updates as the steps seen so far have made due; 0-d tensors, no host sync."""
+        ...
+
+    def q_values(self, obs: Obs) -> Tensor:
+        """Returns the values of every action, [N, A] float32."""
+        ...
+
+    def state_dict(self) -> State:
+        """Everything but the replay's rows."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """Restores what `state_dict` returned."""
+        ...
