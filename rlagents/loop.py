@@ -1,0 +1,164 @@
+"""The one loop: act, send, learn, recv, observe. It owns nothing but this order.
+
+Learning in one tick sees the steps up to the tick before, always, so the result does not depend on how long
+the environments take; they step while the agent learns. Counting, logging, evaluation and checkpoints consume
+what the generator yields.
+"""
+
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rlagents.seeding import Streams
+from rlagents.types import Agent, Metrics, Obs, State, Step, each
+from rlagents_envs.vector import Array, Environments, Outcome
+from rlagents_envs.vector import Obs as HostObs
+
+
+class Trail:
+    """The way back into the environments: the seed of the last full reset and the actions since.
+
+    An emulator behind a vector interface cannot be saved, but the same seed and actions bring the same games
+    back. A running checksum of the observations tells whether they did.
+
+    Args:
+        streams: where the seeds of the resets come from.
+        environments: N.
+        actions: A; an action takes one byte where it fits.
+    """
+
+    def __init__(self, streams: Streams, environments: int, actions: int) -> None:
+        self._streams = streams
+        self.resets = 0
+        self.env_steps = 0  # since the last full reset
+        self.checksum = 0
+        self.length = 0
+        self._actions = np.zeros((1024, environments), np.uint8 if actions <= 256 else np.int64)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the last full reset."""
+        return self._streams.integer("environments", self.resets)
+
+    @property
+    def actions(self) -> NDArray[np.int64]:
+        """The actions since then, [ticks, N]."""
+        return self._actions[: self.length].astype(np.int64)
+
+    def record(self, actions: NDArray[np.int64], outcome: Outcome, env_steps: int) -> None:
+        """Takes note of one tick."""
+        if self.length == len(self._actions):
+            self._actions = np.concatenate((self._actions, np.zeros_like(self._actions)))
+        self._actions[self.length] = actions
+        self.length += 1
+        self.env_steps += env_steps
+        self.checksum = _checksum(outcome, self.checksum)
+
+    def restart(self) -> None:
+        """Starts a new trail at the next full reset."""
+        self.resets += 1
+        self.env_steps = self.checksum = self.length = 0
+
+    def state_dict(self) -> State:
+        """Returns the actions and counters."""
+        counters = {name: getattr(self, name) for name in ("resets", "env_steps", "checksum", "length")}
+        return {"actions": torch.as_tensor(self._actions[: self.length].copy()), **counters}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restores what `state_dict` returned."""
+        self._actions = state["actions"].numpy().copy()
+        for name in ("resets", "env_steps", "checksum", "length"):
+            setattr(self, name, state[name])
+        if not self.length:
+            self._actions = np.zeros((1024, self._actions.shape[1]), self._actions.dtype)
+
+
+def interact(
+    envs: Environments, agent: Agent, trail: Trail, *, reset_every: int
+) -> Iterator[tuple[Step, Metrics]]:
+    """Lets an agent act in environments and learn, for ever; yields each step and what was learned.
+
+    Every `reset_every` env steps all environments start anew from a fresh seed, to keep the trail short: live
+    episodes are truncated there, and one closing row holds their last observations.
+
+    Args:
+        envs: N environments.
+        agent: acts, learns and observes.
+        trail: where the environments are; a trail with actions is followed first, without the agent.
+        reset_every: env steps between full resets.
+
+    Raises:
+        RuntimeError: the environments did not return to where the trail left them.
+    """
+    while True:
+        obs, mask = _upload(*envs.reset(trail.seed), agent.device)
+        first = torch.ones(envs.count, dtype=torch.bool)
+        final = torch.zeros(envs.count, dtype=torch.bool)
+        checksum = 0
+        for action in trail.actions:
+            envs.send(action)
+            outcome = envs.recv()
+            checksum = _checksum(outcome, checksum)
+            first, final = final, torch.as_tensor(outcome.ended)
+            obs, mask = _upload(outcome.obs, outcome.mask, agent.device)
+        if checksum != trail.checksum:
+            raise RuntimeError(
+                "the environments must return to where they were from the same seed and actions, and did "
+                "not: the environment is not deterministic, or its version or this machine differs"
+            )
+        while trail.env_steps < reset_every:
+            action = agent.act(obs, mask=mask, first=first).cpu()
+            envs.send(host := action.numpy())
+            metrics = agent.learn()
+            outcome = envs.recv()
+            trail.record(host, outcome, int((~final).sum()))
+            ended, truncated = torch.as_tensor(outcome.ended), torch.as_tensor(outcome.truncated)
+            if trail.env_steps >= reset_every:
+                truncated = truncated | (~final & ~ended)
+            next_obs, next_mask = _upload(outcome.obs, outcome.mask, agent.device)
+            step = Step(
+                obs=obs,
+                action=action,
+                reward=torch.as_tensor(outcome.reward),
+                terminated=torch.as_tensor(outcome.terminated),
+                truncated=truncated,
+                next_obs=next_obs,
+                first=first,
+                final=final,
+                mask=mask,
+                next_mask=next_mask,
+            )
+            agent.observe(step)
+            first, final = final, ended
+            obs, mask = next_obs, next_mask
+            yield step, metrics
+        agent.observe(_closing(obs, mask, first, envs.count))
+        trail.restart()
+
+
+def _closing(obs: Obs, mask: torch.Tensor | None, first: torch.Tensor, count: int) -> Step:
+    """Returns a row that holds final observations and starts no transition."""
+    no = torch.zeros(count, dtype=torch.bool)
+    zeros = torch.zeros(count)
+    return Step(obs, zeros.long(), zeros, no, no, obs, first, ~no, mask, mask)
+
+
+def _upload(
+    obs: HostObs, mask: NDArray[np.bool_] | None, device: torch.device
+) -> tuple[Obs, torch.Tensor | None]:
+    def tensor(array: Array) -> torch.Tensor:
+        return torch.as_tensor(array).to(device, non_blocking=True)
+
+    return each(tensor, obs), None if mask is None else tensor(mask)
+
+
+def _checksum(outcome: Outcome, checksum: int) -> int:
+    obs = outcome.obs
+    for array in obs.values() if isinstance(obs, dict) else [obs]:
+        # Of an image its last channel: the newest frame. The others were newest before.
+        newest = array[:, -1] if array.ndim > 3 else array
+        checksum = zlib.crc32(np.ascontiguousarray(newest).data, checksum)
+    return zlib.crc32(outcome.reward.data, checksum)

@@ -1,0 +1,318 @@
+"""The agents: exact answers where there are some, and the pieces one by one."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from playing import make
+from rlagents import agents
+from rlagents.agents.exploration import epsilon_greedy
+from rlagents.agents.values import Scalar
+from rlagents.config import AgentConfig
+from rlagents.loop import Trail, interact
+from rlagents.seeding import Streams
+from rlagents.types import Batch
+from rlagents_envs.vector import Leaf
+
+CPU = torch.device("cpu")
+
+
+def build(layout, actions, *, environments=4, env_steps=10_000, seed=1, **table):
+    config = TypeAdapter(AgentConfig).validate_python(table)
+    return agents.make(
+        config,
+        layout,
+        actions,
+        environments=environments,
+        env_steps=env_steps,
+        streams=Streams(seed),
+        device=CPU,
+    )
+
+
+def train(envs, agent, env_steps, seed=1):
+    trail = Trail(Streams(seed), envs.count, envs.actions)
+    for _ in interact(envs, agent, trail, reset_every=10**9):
+        if agent.env_steps >= env_steps:
+            return agent
+    raise AssertionError
+
+
+EXPLORE = {"start": 1.0, "end": 1.0, "steps": 0}
+
+
+@pytest.mark.parametrize("learn_from", ["online", "replay"])
+@pytest.mark.parametrize("kind", ["gridworld", "corridor"])
+def test_the_table_reaches_the_exact_values(kind, learn_from):
+    envs = make(kind=kind, count=4)
+    agent = build(
+        envs.layout,
+        envs.actions,
+        kind="q_learning",
+        discount=0.9,
+        learning_rate=0.5,
+        learn_from=learn_from,
+        learn_every=4,
+        learning_starts=100,
+        exploration=EXPLORE,
+        replay={"capacity": 4000},
+    )
+    train(envs, agent, 8000)
+    exact = envs.model.optimal_q(0.9)
+    known = ~np.isnan(exact)
+    assert known.sum() >= 10
+    np.testing.assert_allclose(agent.q.numpy()[known], exact[known], atol=1e-6)
+
+
+def test_n_step_targets_in_a_table_agree_with_one_step_ones_where_one_action_leads():
+    # Along the corridor, only moving right pays: with a greedy behaviour every n gives Q*.
+    envs = make(kind="corridor", count=4)
+    agent = build(
+        envs.layout,
+        envs.actions,
+        kind="q_learning",
+        discount=0.9,
+        n_step=3,
+        learning_rate=0.5,
+        initial_value=1.0,
+        learn_from="replay",
+        learning_starts=50,
+        exploration={"start": 0.0, "end": 0.0, "steps": 0},
+        replay={"capacity": 400},  # which soon holds nothing but moves to the right
+    )
+    train(envs, agent, 6000)
+    np.testing.assert_allclose(agent.q.numpy()[:, 1], envs.model.optimal_q(0.9)[:, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["none", "fixed", "soft"])
+@pytest.mark.parametrize(
+    ("n_step", "double", "dueling"), [(1, False, False), (3, True, True), (1, True, False)]
+)
+def test_the_network_reaches_the_exact_values_of_the_corridor(target, n_step, double, dueling):
+    torch.set_num_threads(1)
+    envs = make(kind="corridor", count=4, observation="onehot")
+    extra = {"none": {}, "fixed": {"sync_every": 50}, "soft": {"rate": 0.05}}[target]
+    agent = build(
+        envs.layout,
+        envs.actions,
+        kind="dqn",
+        discount=0.9,
+        n_step=n_step,
+        double=double,
+        learning_rate=2e-3,
+        batch_size=32,
+        learning_starts=200,
+        learn_every=4,
+        exploration={"start": 1.0, "end": 0.5, "steps": 2000},
+        target={"kind": target, **extra},
+        network={"hidden": [32], "dueling": dueling},
+        replay={"capacity": 2000},
+    )
+    train(envs, agent, 8000)
+    q, exact = agent.q_values(torch.eye(5)).numpy(), envs.model.optimal_q(0.9)
+    assert (q.argmax(1) == 1).all()
+    if n_step == 1:
+        np.testing.assert_allclose(q, exact, atol=0.05)
+
+
+def test_each_environment_has_a_coin_of_its_own():
+    values = torch.tensor([[0.0, 1.0]]).expand(20_000, 2)
+    generator = torch.Generator().manual_seed(0)
+    explored = (epsilon_greedy(values, 0.5, generator) == 0).float().mean()
+    assert explored == pytest.approx(0.25, abs=0.02)
+
+
+def test_uniform_actions_are_uniform_over_the_legal_ones():
+    mask = torch.tensor([[True, False, True, True]]).expand(30_000, 4)
+    actions = epsilon_greedy(torch.zeros(30_000, 4), 1.0, torch.Generator().manual_seed(0), mask)
+    share = torch.bincount(actions, minlength=4) / 30_000
+    assert share[1] == 0
+    assert share[[0, 2, 3]].tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
+def test_the_greedy_choice_is_legal_and_draws_nothing():
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    mask = torch.tensor([[True, True, False]])
+    assert epsilon_greedy(torch.tensor([[1.0, 2.0, 3.0]]), 0.0, generator, mask).tolist() == [1]
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_ties_are_broken_at_random_while_exploring():
+    values = torch.tensor([[1.0, 1.0, 0.0]]).expand(10_000, 3)
+    actions = epsilon_greedy(values, 1e-9, torch.Generator().manual_seed(0), ties=True)
+    assert (torch.bincount(actions, minlength=3) / 10_000).tolist() == pytest.approx([0.5, 0.5, 0], abs=0.02)
+
+
+def test_a_table_needs_numbered_states():
+    with pytest.raises(ValueError, match=r"agent\.kind must be a network agent"):
+        build(Leaf("vector", (4,), "float32"), 2, kind="q_learning")
+
+
+def test_several_visits_of_one_entry_move_it_by_their_mean_error():
+    agent = build(Leaf("index", (), "int64", size=2), 2, kind="q_learning", learning_rate=0.5)
+    zero = torch.zeros(3, dtype=torch.int64)
+    agent._update(zero, zero, torch.tensor([1.0, 2.0, 6.0]), torch.zeros(3), zero, None)
+    assert agent.q[0, 0].item() == pytest.approx(0.5 * 3)
+    assert agent.q.sum().item() == pytest.approx(0.5 * 3)
+
+
+def test_huber_and_squared_losses_by_hand():
+    params, goal = torch.tensor([[0.0], [0.0]]), torch.tensor([0.5, 3.0])
+    assert Scalar(1.0).loss(params, goal).tolist() == pytest.approx([0.125, 2.5])
+    assert Scalar(2.0).loss(params, goal).tolist() == pytest.approx([0.0625, 2.0])
+    assert Scalar(None).loss(params, goal).tolist() == pytest.approx([0.125, 4.5])
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_the_update_is_the_gradient_of_the_written_out_loss(double):
+    leaf = Leaf("vector", (3,), "float32")
+    agent = build(
+        leaf,
+        4,
+        kind="dqn",
+        double=double,
+        gradient_clip=0,
+        network={"hidden": [8]},
+        precision="float32",
+        target={"kind": "fixed"},
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in agent.target.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    obs, ahead = torch.randn(2, 16, 3, generator=generator).unbind()
+    action, reward = torch.randint(4, (16,), generator=generator), torch.randn(16, generator=generator)
+    discount, weight = torch.rand(16, generator=generator), torch.rand(16, generator=generator)
+    mask = torch.rand(16, 4, generator=generator) < 0.7
+    mask[:, 0] = True
+    online = agent.online
+    with torch.no_grad():
+        q_target, q_online = agent.target(ahead)[..., 0], online(ahead)[..., 0]
+        chooser = (q_online if double else q_target).masked_fill(~mask, -1e9)
+        goal = reward + discount * q_target[torch.arange(16), chooser.argmax(1)]
+    error = online(obs)[torch.arange(16), action, 0] - goal
+    loss = torch.where(error.abs() < 1, error**2 / 2, error.abs() - 0.5)
+    expected = torch.autograd.grad((weight * loss).mean(), list(online.parameters()))
+    gradients = []
+    agent._step = lambda: gradients.extend(p.grad for p in online.parameters())
+    batch = Batch(obs, action, reward, discount, ahead, torch.arange(16), weight, mask)
+    assert agent._update(batch)["loss"].item() == pytest.approx(loss.mean().item(), rel=1e-5)
+    for mine, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def pixels(count=8, seed=0):
+    return torch.randint(
+        0, 256, (count, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def test_bfloat16_stays_close_to_float32():
+    leaf = Leaf("pixels", (4, 84, 84), "uint8", 4, scale=1 / 255)
+    wide = build(leaf, 6, kind="dqn", precision="float32", replay={"capacity": 100})
+    narrow = build(leaf, 6, kind="dqn", precision="bfloat16", replay={"capacity": 100})
+    one, other = wide.q_values(pixels()), narrow.q_values(pixels())
+    assert one.dtype == other.dtype == torch.float32
+    torch.testing.assert_close(one, other, atol=0.02, rtol=0.05)
+    for parameter in narrow.optimizer.param_groups[0]["params"]:
+        assert parameter.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("target", ["none", "fixed", "soft"])
+def test_working_and_target_networks_follow_the_online_one(precision, target):
+    leaf = Leaf("pixels", (4, 84, 84), "uint8", 4, scale=1 / 255)
+    agent = build(leaf, 6, kind="dqn", precision=precision, target={"kind": target}, replay={"capacity": 100})
+    obs = pixels(4)
+    batch = Batch(
+        obs, torch.arange(4), torch.ones(4), torch.full((4,), 0.9), obs, torch.arange(4), torch.ones(4)
+    )
+    before = [p.clone() for p in agent.online.parameters()]
+    still = [p.clone() for p in agent.target.parameters()]
+    agent._update(batch)
+    for old, new, work in zip(before, agent.online.parameters(), agent.working.parameters(), strict=True):
+        assert not torch.equal(old, new)
+        assert torch.equal(new.to(work.dtype), work)
+    moved = [not torch.equal(a, b) for a, b in zip(still, agent.target.parameters(), strict=True)]
+    assert any(moved) == (target != "fixed")
+
+
+def test_learner_steps_are_due_by_env_steps_whatever_the_number_of_environments():
+    for count in (1, 3, 8):
+        envs = make(kind="corridor", count=count, observation="onehot")
+        agent = build(
+            envs.layout,
+            2,
+            environments=count,
+            kind="dqn",
+            learn_every=5,
+            learning_starts=100,
+            network={"hidden": [4]},
+            batch_size=4,
+        )
+        train(envs, agent, 400)
+        # Learning in one tick sees the steps up to the tick before.
+        assert (agent.env_steps - count - 100) // 5 <= agent.learner_steps <= (agent.env_steps - 100) // 5
+
+
+def test_rewards_are_clipped_for_learning_only():
+    agent = build(
+        Leaf("vector", (1,), "float32"),
+        2,
+        kind="dqn",
+        reward_transform="sign",
+        n_step=1,
+        replay={"capacity": 40},
+    )
+    assert agent.config.reward_transform == "sign"
+    from test_replay import Naive
+
+    for step in Naive(4, 1, 5, 0).steps:
+        agent.observe(step._replace(obs=torch.zeros(4, 1), reward=step.reward * 7))
+    learned = agent.replay._columns["reward"][:20]
+    assert set(learned.tolist()) <= {-1.0, 0.0, 1.0}
+    assert learned.any()
+
+
+@pytest.mark.parametrize("table", [{"kind": "dqn", "double": True, "n_step": 2}, {"kind": "q_learning"}])
+def test_state_dicts_bring_an_agent_back_bit_for_bit(table):
+    onehot = "onehot" if table["kind"] == "dqn" else "index"
+    envs = make(kind="corridor", count=4, observation=onehot)
+    table = {**table, "learning_starts": 20}
+    agent = train(envs, build(envs.layout, 2, **table), 400)
+    twin = build(envs.layout, 2, seed=2, **table)
+    twin.load_state_dict(agent.state_dict())
+    if agent.replay:
+        twin.replay.restore(0, agent.replay.window(0, agent.replay.time))
+        twin.replay.reopen()
+    trails = [Trail(Streams(5), 4, 2), Trail(Streams(5), 4, 2)]
+    for player, trail in zip((agent, twin), trails, strict=True):
+        fresh = make(kind="corridor", count=4, observation=onehot)
+        loop = interact(fresh, player, trail, reset_every=10**9)
+        for _ in range(100):
+            next(loop)
+    one, other = agent.state_dict(), twin.state_dict()
+    assert one["counters"] == other["counters"]
+    assert all(torch.equal(v, other["policy"][k]) for k, v in one["policy"].items())
+    assert all(torch.equal(v, other["random"][k]) for k, v in one["random"].items())
+
+
+@pytest.mark.parametrize("kind", ["dqn", "q_learning"])
+def test_an_agent_with_masks_never_takes_an_illegal_action(kind):
+    envs = make(kind="gridworld", count=8)
+    agent = build(envs.layout, envs.actions, environments=8, kind=kind, learning_starts=50)
+    trail = Trail(Streams(1), 8, envs.actions)
+    for step, _ in interact(envs, agent, trail, reset_every=10**9):
+        legal = step.mask[torch.arange(8), step.action]
+        assert legal[~step.final].all()
+        if agent.env_steps > 3000:
+            break
+
+
+def test_random_streams_do_not_disturb_one_another():
+    one, other = Streams(1), Streams(1)
+    one.torch("exploration", CPU)
+    assert one.integer("environments") == other.integer("environments")
+    draws = {float(torch.rand(1, generator=Streams(s).torch(n, CPU))) for s in (1, 2) for n in ("a", "b")}
+    assert len(draws) == 4

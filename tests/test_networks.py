@@ -1,0 +1,86 @@
+"""Bodies for every kind of input, and heads."""
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from rlagents.config import Network as Config
+from rlagents.networks import Network
+from rlagents_envs.vector import Leaf
+
+BYTES = 1 / 255
+
+
+def network(layout, **table):
+    torch.manual_seed(0)
+    return Network(TypeAdapter(Config).validate_python(table), layout, 5, 2)
+
+
+LAYOUTS = {
+    "index": (Leaf("index", (), "int64", size=7), torch.arange(3)),
+    "vector": (Leaf("vector", (6,), "float32"), torch.randn(3, 6)),
+    "ram": (Leaf("vector", (128,), "uint8", scale=BYTES), torch.randint(0, 255, (3, 128), dtype=torch.uint8)),
+    "atari": (
+        Leaf("pixels", (4, 84, 84), "uint8", 4, scale=BYTES),
+        torch.randint(0, 255, (3, 4, 84, 84), dtype=torch.uint8),
+    ),
+    "odd": (
+        Leaf("pixels", (3, 50, 97), "uint8", scale=BYTES),
+        torch.randint(0, 255, (3, 3, 50, 97), dtype=torch.uint8),
+    ),
+    "small": (Leaf("pixels", (4, 10, 10), "uint8"), torch.randint(0, 2, (3, 4, 10, 10), dtype=torch.uint8)),
+    "tiny": (Leaf("pixels", (1, 2, 3), "float32"), torch.randn(3, 1, 2, 3)),
+}
+LAYOUTS["all"] = (
+    {name: leaf for name, (leaf, _) in LAYOUTS.items()},
+    {name: obs for name, (_, obs) in LAYOUTS.items()},
+)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "options", [{}, {"dueling": True, "layer_norm": True, "hidden": [16, 8]}, {"body": "mlp"}]
+)
+@pytest.mark.parametrize("narrow", [False, True])
+def test_every_input_has_a_body_and_every_weight_a_gradient(name, options, narrow):
+    layout, obs = LAYOUTS[name]
+    net = network(layout, **options)
+    if narrow:
+        net.narrow_()
+    out = net(obs)
+    assert out.shape == (3, 5, 2)
+    assert out.dtype == torch.float32
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert sum(float(p.grad.abs().sum()) > 0 for p in net.parameters()) >= len(list(net.parameters())) - 2
+
+
+def test_the_nature_cnn_has_the_sizes_of_the_paper():
+    net = network(LAYOUTS["atari"][0])
+    shapes = [tuple(p.shape) for p in net.parameters() if p.dim() > 1]
+    assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (10, 512)]
+    assert [layer.stride for layer in net.bodies[0].convolutions] == [(4, 4), (2, 2), (1, 1)]
+
+
+def test_bytes_are_scaled_to_one_and_the_image_is_read_as_written_out():
+    layout, obs = LAYOUTS["atari"]
+    net = network(layout, hidden=[16])
+    x = obs.float() / 255
+    for layer in net.bodies[0].convolutions:
+        x = torch.relu(layer(x))
+    x = torch.relu(net.dense[0](x.permute(0, 2, 3, 1).flatten(1)))
+    torch.testing.assert_close(net(obs), net.head(x).unflatten(1, (5, 2)), atol=1e-5, rtol=1e-4)
+
+
+def test_dueling_advantages_have_mean_zero():
+    net = network(LAYOUTS["vector"][0], dueling=True, hidden=[16])
+    obs = LAYOUTS["vector"][1]
+    x = torch.relu(net.dense[0](obs))
+    torch.testing.assert_close(net(obs).mean(1), net.state_value(x))
+
+
+def test_a_body_that_cannot_see_such_an_image_is_refused():
+    with pytest.raises(
+        ValueError, match="must be small_cnn for images under 36 pixels, got nature_cnn for 10x10"
+    ):
+        network(LAYOUTS["small"][0], body="nature_cnn")
