@@ -1,0 +1,236 @@
+"""The command line: parses, prints, and turns errors into exit codes; everything else happens elsewhere.
+
+Nothing but click is imported before a command runs, so that `rlagents --help` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import click
+
+from rlagents.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from rlagents.config import Experiment
+
+_Wandb: TypeAlias = Literal["off", "offline", "online"]
+_RUN = "rlagents.run"  # where the context keeps the directory of the run that is being trained
+
+
+class _Commands(click.Group):
+    """The one place where errors become a line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command: exit code 2 for usage and configuration, 1 for the rest, 130 after Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.Exit:
+            raise
+        except click.ClickException as error:
+            command = (getattr(error, "ctx", None) or ctx).command_path
+            lines, code = f"{error.format_message().rstrip('.')} (see `{command} --help`)", error.exit_code
+        except UsageError as error:
+            lines, code = str(error), 2
+        except RunError as error:
+            lines, code = str(error), 1
+        except KeyboardInterrupt:
+            run = ctx.meta.get(_RUN)
+            saved = run is not None and (run / "checkpoints").is_dir()
+            click.echo(
+                "interrupted" + (f"; go on with: rlagents train --resume {run}" if saved else ""), err=True
+            )
+            raise click.exceptions.Exit(130) from None
+        except Exception as error:
+            if os.environ.get("RLAGENTS_DEBUG"):
+                raise
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            lines, code = f"unexpected {what}; set RLAGENTS_DEBUG=1 for the traceback", 1
+        for line in lines.splitlines():
+            click.echo(f"error: {line}", err=True)
+        raise click.exceptions.Exit(code)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name="rlagents")
+def main() -> None:
+    """Value-based reinforcement learning, from a Q-table to Atari."""
+
+
+@main.command()
+@click.argument("experiment", required=False)
+@click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on with a run.")
+@click.option("--seed", type=int, help="Short for run.seed=N.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Short for run.device=….")
+@click.option(
+    "--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: runs/<experiment>/<id>."
+)
+@click.option("--wandb", type=click.Choice(["off", "offline", "online"]), default="off", show_default=True)
+@click.option("--quiet", is_flag=True, help="Print the last line only.")
+@click.pass_context
+def train(
+    ctx: click.Context,
+    experiment: str | None,
+    settings: tuple[str, ...],
+    resume: Path | None,
+    seed: int | None,
+    device: str | None,
+    out: Path | None,
+    wandb: _Wandb,
+    quiet: bool,
+) -> None:
+    """Train EXPERIMENT, a name or a path, with settings such as agent.learning_rate=1e-4."""
+    if resume is not None:
+        setting = settings or (experiment and "=" in experiment)
+        given = {"KEY=VALUE": setting, "--seed": seed is not None, "--device": device, "--out": out}
+        if beside := [name for name, value in given.items() if value]:
+            raise click.UsageError(f"--resume goes on with a run as it is: leave out {', '.join(beside)}")
+        _resume(ctx, resume, experiment, wandb, quiet)
+        return
+    if experiment is None:
+        raise click.UsageError(
+            "EXPERIMENT must be given: a name of `rlagents list experiments`, or a TOML file"
+        )
+
+    from rlagents import experiments
+
+    file = experiments.find(experiment)
+    short = {"run.seed": seed, "run.device": device}
+    config = experiments.load(
+        file, [*settings, *(f"{key}={value}" for key, value in short.items() if value is not None)]
+    )
+
+    from rlagents import runs, training
+
+    _importable(file)
+    run = ctx.meta[_RUN] = out or runs.place(config)
+    if not quiet:
+        click.echo(f"experiment  {file}\ntrains      {_summary(config)}\nwrites      {run}")
+    training.train(config, out=run, wandb=wandb, quiet=quiet)
+    if not quiet:
+        click.echo(f"watch it    rlagents evaluate {run} --render video")
+
+
+def _resume(ctx: click.Context, run: Path, experiment: str | None, wandb: _Wandb, quiet: bool) -> None:
+    """Goes on with a run, if the experiment named beside it is its own."""
+    from rlagents import experiments, runs, training
+
+    own = runs.read(run).run.name
+    file = experiments.find(experiment) if experiment else None
+    if file and (other := experiments.load(file).run.name) != own:
+        raise UsageError(
+            f"EXPERIMENT beside --resume must be the run's own, {own}, got {other}; leave it out"
+        )
+    _importable(file)
+    ctx.meta[_RUN] = run
+    training.resume(run, wandb=wandb, quiet=quiet)
+
+
+def _checkpoint(ctx: click.Context, parameter: click.Parameter, value: str) -> str | int:
+    """Returns `latest`, `best` or a number of env steps."""
+    if value in ("latest", "best"):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"must be latest, best or a number of env steps, got {value}") from None
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--episodes", type=click.IntRange(1), default=30, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Default: 1 000 000 above the run's.")
+@click.option("--epsilon", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="0: greedy.")
+@click.option(
+    "--checkpoint", metavar="latest|best|STEPS", default="latest", show_default=True, callback=_checkpoint
+)
+@click.option("--render", type=click.Choice(["none", "human", "video"]), default="none", show_default=True)
+@click.option(
+    "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here."
+)
+def evaluate(
+    run: Path,
+    episodes: int,
+    seed: int | None,
+    epsilon: float,
+    checkpoint: str | int,
+    render: Literal["none", "human", "video"],
+    file: Path | None,
+) -> None:
+    """Play whole episodes with the agent of RUN in fresh environments."""
+    from rlagents import evaluation
+
+    _importable(None)
+    result = evaluation.evaluate(
+        run, episodes=episodes, seed=seed, epsilon=epsilon, checkpoint=checkpoint, render=render, json=file
+    )
+    how = f"epsilon {result.epsilon:g}" if result.epsilon else "greedy"
+    rows = {"run": f"{run}, {how}, seed {result.seed}", "score": str(result)}
+    if result.sticky:
+        rows["sticky"] = str(result.sticky)
+    if result.video:
+        rows["video"] = str(result.video)
+    if file:
+        rows["json"] = str(file)
+    click.echo(_columns(rows))
+
+
+@main.command(name="list")
+@click.argument("what", type=click.Choice(["experiments", "environments", "agents"]), required=False)
+def list_(what: str | None) -> None:
+    """List what there is to train, to train on and to train with."""
+    import rlagents_envs
+    from rlagents import config, experiments
+
+    agents = get_args(get_args(config.AgentConfig)[0])
+    tables: dict[str, Mapping[str, str]] = {
+        "experiments": experiments.names(),
+        "environments": dict(rlagents_envs.describe()),
+        "agents": {each.model_fields["kind"].default: str(each.__doc__).splitlines()[0] for each in agents},
+    }
+    if what:
+        _write(_columns(tables[what]))
+    else:
+        _write("\n\n".join(f"{title}:\n{_columns(rows, '  ')}" for title, rows in tables.items()))
+
+
+@main.command()
+@click.argument("experiment")
+@click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
+def show(experiment: str, settings: tuple[str, ...]) -> None:
+    """Print every setting of EXPERIMENT, as TOML."""
+    from rlagents import experiments, toml
+
+    _write(toml.dump(experiments.load(experiment, settings)).rstrip("\n"))
+
+
+def _importable(file: Path | None) -> None:
+    """Lets `id = "my_env:MyEnv-v0"` find a module in the current folder, or else beside the experiment."""
+    folders = [str(Path.cwd()), *([str(file.resolve().parent)] if file else [])]
+    sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
+
+
+def _summary(config: "Experiment") -> str:
+    """Returns what a training will do, in one line."""
+    run, env = config.run, config.env
+    task = " ".join(filter(None, (env.kind, getattr(env, "game", ""), getattr(env, "id", ""))))
+    return f"{config.agent.kind} on {task} × {env.count}: {run.env_steps:,} env steps, seed {run.seed}"
+
+
+def _columns(rows: Mapping[str, str], indent: str = "") -> str:
+    """Returns names and texts in two columns."""
+    width = max((len(name) for name in rows), default=0)
+    return "\n".join(f"{indent}{name:{width}}  {text}".rstrip() for name, text in rows.items())
+
+
+def _write(text: str) -> None:
+    """Prints for `| head`, which may close the pipe before the end."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit

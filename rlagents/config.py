@@ -1,0 +1,204 @@
+"""One experiment as data: `[run]`, `[env]` and `[agent]`, frozen and checked as a whole.
+
+A variant of an algorithm is a field here, never a subclass elsewhere. Descriptions carry the unit. How these
+models are read from a file and written to one stands in `toml`.
+"""
+
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import Field, model_validator
+
+from rlagents_envs.config import EnvConfig, Model
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+EnvSteps = Annotated[int, Field(ge=1)]
+
+
+class Run(Model):
+    """How long, with which seed, where, and what is kept on the way."""
+
+    name: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$|^$",
+        description="of the experiment; empty: the file's name",
+    )
+    env_steps: EnvSteps = Field(
+        description="budget: actions, in all environments together, frames skipped or not"
+    )
+    seed: int = Field(default=1, ge=0, lt=2**31, description="root of every random stream")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda where there is one"
+    )
+    evaluate_every: int = Field(
+        default=-1,
+        ge=-1,
+        description="env steps between evaluations; 0: only at the end; -1: a tenth of the budget",
+    )
+    evaluate_episodes: int = Field(default=30, ge=1, description="episodes of one evaluation")
+    checkpoint_every: int = Field(
+        default=-1,
+        ge=-1,
+        description="env steps between checkpoints; 0: only at the end; -1: a tenth of the budget",
+    )
+    video: bool = Field(default=False, description="record the first game of each evaluation as mp4")
+    keep: int = Field(default=2, ge=1, description="newest checkpoints kept, beside the best")
+    reset_every: EnvSteps = Field(
+        default=500_000,
+        description="env steps between full resets, which bound the log that a resume replays",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tenths(cls, data: Any) -> Any:
+        """Writes -1 out as a tenth of the budget, so that a resolved file says what is done."""
+        if not isinstance(data, dict):
+            return data
+        table = cast("dict[str, Any]", data)
+        if isinstance(steps := table.get("env_steps"), int):
+            tenth = max(1, steps // 10)
+            every = {k: tenth for k in ("evaluate_every", "checkpoint_every") if table.get(k, -1) == -1}
+            return {**table, **every}
+        return table
+
+
+class Exploration(Model):
+    """Epsilon-greedy, one coin per environment: linear from `start` to `end`."""
+
+    start: Probability = Field(default=1.0, description="epsilon at the first env step")
+    end: Probability = Field(default=0.05, description="epsilon from `steps` on")
+    steps: int = Field(default=10_000, ge=0, description="env steps from `start` to `end`")
+
+
+class Replay(Model):
+    """The shared replay of timesteps."""
+
+    capacity: int = Field(default=100_000, ge=1, description="timesteps kept, in all environments together")
+
+
+class NoTarget(Model):
+    """Bootstraps from the online network."""
+
+    kind: Literal["none"] = "none"
+
+
+class FixedTarget(Model):
+    """Bootstraps from a copy renewed now and then (Mnih et al. 2015)."""
+
+    kind: Literal["fixed"] = "fixed"
+    sync_every: EnvSteps = Field(default=1_000, description="env steps between copies of the online weights")
+
+
+class SoftTarget(Model):
+    """Bootstraps from a moving average of the online weights (Lillicrap et al. 2016)."""
+
+    kind: Literal["soft"] = "soft"
+    rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.005, description="part taken over per learner step"
+    )
+
+
+Target = Annotated[NoTarget | FixedTarget | SoftTarget, Field(discriminator="kind")]
+
+
+class ScalarValues(Model):
+    """One number per action: its expected return."""
+
+    kind: Literal["scalar"] = "scalar"
+    loss: Literal["huber", "mse"] = Field(default="huber", description="of the temporal-difference error")
+    huber_delta: float = Field(
+        default=1.0, gt=0, description="error at which Huber turns from square to linear"
+    )
+
+
+class Network(Model):
+    """What stands between the observation and the values."""
+
+    body: Literal["auto", "mlp", "nature_cnn", "small_cnn"] = Field(
+        default="auto", description="auto: by the observation space, each input of a dictionary on its own"
+    )
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        strict=False,
+        description="widths of the dense layers; empty: 512 after pixels, 128 and 128 otherwise",
+    )
+    dueling: bool = Field(default=False, description="value and advantage streams (Wang et al. 2016)")
+    layer_norm: bool = Field(default=False, description="LayerNorm after each dense layer")
+
+
+class Learner(Model):
+    """What every agent that learns from the replay has."""
+
+    discount: Probability = Field(
+        default=0.99, description="of the rewards and values that follow, per env step"
+    )
+    n_step: int = Field(default=1, ge=1, le=100, description="rewards summed before the bootstrap")
+    batch_size: int = Field(default=64, ge=1, description="transitions per learner step (B)")
+    learn_every: EnvSteps = Field(default=4, description="env steps per learner step")
+    learning_starts: int = Field(default=1_000, ge=0, description="env steps before the first learner step")
+    exploration: Exploration = Exploration()
+    replay: Replay = Replay()
+
+
+class DQN(Learner):
+    """Q-learning with a network and the replay."""
+
+    kind: Literal["dqn"] = "dqn"
+    learning_rate: float = Field(default=5e-4, gt=0, description="of Adam")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="added to Adam's denominator")
+    gradient_clip: float = Field(default=10.0, ge=0, description="largest norm of the gradient; 0: no limit")
+    double: bool = Field(
+        default=False, description="online network chooses, target network values (van Hasselt et al. 2016)"
+    )
+    reward_transform: Literal["none", "sign"] = Field(
+        default="none", description="of the rewards learned, not of those reported"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of a convolutional body; auto: bfloat16 where the device computes in it"
+    )
+    target: Target = FixedTarget()
+    values: ScalarValues = ScalarValues()
+    network: Network = Network()
+
+
+class QLearning(Learner):
+    """A table of values (Watkins 1989), learned online or from the replay."""
+
+    kind: Literal["q_learning"] = "q_learning"
+    learn_from: Literal["online", "replay"] = Field(
+        default="online", description="each step once as it comes, or batches of the replay"
+    )
+    learning_rate: float = Field(
+        default=0.1, gt=0, le=1, description="part of the error corrected at the start"
+    )
+    learning_rate_end: float = Field(
+        default=-1.0,
+        ge=-1,
+        le=1,
+        description="the same at the end of the budget, linear in between; -1: constant",
+    )
+    initial_value: float = Field(default=0.0, description="of every entry; above the best return: optimistic")
+
+
+AgentConfig = Annotated[DQN | QLearning, Field(discriminator="kind")]
+
+
+class Experiment(Model):
+    """Everything that a run is made of."""
+
+    run: Run
+    env: EnvConfig
+    agent: AgentConfig = DQN()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        """Refuses values that are each fine and impossible together."""
+        stack = getattr(self.env, "frame_stack", 1)
+        rows = self.agent.replay.capacity // self.env.count
+        need = stack + self.agent.n_step + 1
+        if rows < need:
+            raise ValueError(
+                f"agent.replay.capacity must hold at least {need} timesteps of each environment "
+                f"(frame_stack + n_step + 1), got {self.agent.replay.capacity} for {self.env.count} "
+                f"environments; set agent.replay.capacity to {need * self.env.count} or more"
+            )
+        return self

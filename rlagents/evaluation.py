@@ -1,0 +1,351 @@
+"""How good an agent is: whole episodes in fresh environments, counted fairly, given with their uncertainty.
+
+The one idea: each environment plays a fixed quota of episodes. "The first 30 to finish" would favour short
+games. Nothing here touches the random streams of a training that goes on.
+"""
+
+import hashlib
+import json as json_format
+import os
+import platform
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlagents import runs
+from rlagents.checkpoint import versions
+from rlagents.config import Experiment
+from rlagents.errors import RunError, UsageError
+from rlagents.types import Agent, each
+from rlagents.video import Frame, Painter, Stop, Video, Window
+from rlagents_envs.config import Atari, EnvConfig
+from rlagents_envs.vector import Environments
+
+_ENVIRONMENTS = 32  # at most, stepped together
+_STICKY = 0.25  # the sticky actions of Machado et al. 2018
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Finished episodes of one agent, in the order in which they ended."""
+
+    returns: tuple[float, ...]  # undiscounted sums of the rewards as the environment paid them
+    lengths: tuple[int, ...]  # env steps
+    seed: int
+    epsilon: float
+    distinct: int  # how many games differ in any action or reward
+    sticky: "Evaluation | None" = None  # the same agent under sticky actions, where it was also asked for
+    video: Path | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns."""
+        return float(np.std(self.returns))
+
+    @property
+    def min(self) -> float:
+        """Smallest return."""
+        return min(self.returns)
+
+    @property
+    def max(self) -> float:
+        """Largest return."""
+        return max(self.returns)
+
+    @property
+    def length(self) -> float:
+        """Mean episode length in env steps."""
+        return float(np.mean(self.lengths))
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of the mean return: percentiles of 10 000 resamples, the same each time."""
+        rng = np.random.default_rng(0)
+        returns = np.asarray(self.returns)
+        size = len(returns)
+        # In 100 parts, for the memory of it.
+        means = [returns[rng.integers(size, size=(100, size))].mean(axis=1) for _ in range(100)]
+        low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
+        return float(low), float(high)
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers under the names that reports know."""
+        low, high = self.interval
+        return {
+            "evaluate/return_mean": self.mean,
+            "evaluate/return_std": self.std,
+            "evaluate/return_min": self.min,
+            "evaluate/return_max": self.max,
+            "evaluate/return_low": low,
+            "evaluate/return_high": high,
+            "evaluate/length_mean": self.length,
+            "evaluate/distinct": float(self.distinct),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {
+            "episodes": len(self.returns),
+            "seed": self.seed,
+            "epsilon": self.epsilon,
+            "mean": self.mean,
+            "std": self.std,
+            "min": self.min,
+            "max": self.max,
+            "interval": list(self.interval),
+            "length": self.length,
+            "distinct": self.distinct,
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+            "sticky": self.sticky and self.sticky.as_dict(),
+            "video": self.video and str(self.video),
+        }
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"return {self.mean:.5g} [{low:.5g}, {high:.5g}] (std {self.std:.4g}, min {self.min:.5g}, "
+            f"max {self.max:.5g}) over {len(self.returns)} episodes, {self.distinct} distinct, "
+            f"mean length {self.length:,.1f}"
+        )
+
+
+def play(
+    agent: Agent,
+    envs: Environments,
+    *,
+    episodes: int,
+    seed: int,
+    epsilon: float = 0.0,
+    watch: Callable[[Frame], None] | None = None,
+    watched: int = 1,
+) -> Evaluation:
+    """Returns how the agent did, without learning and without touching its random streams.
+
+    The episodes are spread over the environments as evenly as can be; an environment that has played its
+    quota goes on unheeded.
+
+    Args:
+        agent: who plays.
+        envs: where; reset here. With `watch` made with `pictures=True`.
+        episodes: how many.
+        seed: of the environments and of the draws for `epsilon`.
+        epsilon: probability of a random action; 0 is greedy.
+        watch: called before each step of environment 0 and once after the last of each episode.
+        watched: how many episodes of environment 0 are watched.
+
+    Raises:
+        RunError: `watch` raised Stop before any episode had ended.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    count = envs.count
+    left = episodes // count + (np.arange(count) < episodes % count)  # [N] episodes still to play
+    generator = torch.Generator(agent.device).manual_seed(seed)
+    start = np.zeros(count, np.int64)  # [N] the step at which the episode began
+    total = np.zeros(count)  # [N] its return so far
+    first, final = np.ones(count, np.bool_), np.zeros(count, np.bool_)
+    played: list[tuple[int, int, int, float]] = []  # environment, first step, end, return
+    actions: list[NDArray[np.int64]] = []
+    rewards: list[NDArray[np.float32]] = []
+
+    def tensor(array: Any) -> Tensor:
+        return torch.as_tensor(array, device=agent.device)
+
+    def one(array: Any) -> Tensor:
+        return tensor(array[:1])
+
+    def show(action: int | None) -> None:
+        """Hands environment 0 to `watch`."""
+        if watch is not None and shown < watched and left[0] and not final[0]:
+            values = agent.q_values(each(one, obs))[0].cpu().numpy()  # [A]
+            watch(Frame(envs.picture(), values, action, float(total[0]), len(actions) - int(start[0]), shown))
+
+    obs, mask = envs.reset(seed)
+    shown = 0
+    try:
+        while left.any():
+            action = agent.act(
+                each(tensor, obs),
+                mask=None if mask is None else tensor(mask),
+                first=torch.as_tensor(first),
+                epsilon=epsilon,
+                generator=generator,
+            )
+            act = action.cpu().numpy()  # [N]
+            show(int(act[0]))
+            envs.send(act)
+            obs, reward, _, _, ended, mask = envs.recv()
+            actions.append(act)
+            rewards.append(reward)
+            total += reward
+            if ended[0]:
+                show(None)
+                shown += 1
+            for i in np.flatnonzero(ended & (left > 0)):
+                played.append((int(i), int(start[i]), len(actions), float(total[i])))
+                left[i] -= 1
+            # The step after an end only resets: it belongs to no episode.
+            start[ended] = len(actions) + 1
+            total[ended] = 0
+            first, final = final, ended
+    except Stop:
+        if not played:
+            raise RunError("the evaluation was ended before its first episode: nothing to report") from None
+    taken, paid = np.stack(actions), np.stack(rewards)  # [T, N]
+    games = {
+        hashlib.blake2b(taken[begin:end, i].tobytes() + paid[begin:end, i].tobytes()).digest()
+        for i, begin, end, _ in played
+    }
+    return Evaluation(
+        returns=tuple(value for *_, value in played),
+        lengths=tuple(end - begin for _, begin, end, _ in played),
+        seed=seed,
+        epsilon=epsilon,
+        distinct=len(games),
+    )
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    episodes: int = 30,
+    seed: int | None = None,
+    epsilon: float = 0.0,
+    checkpoint: str | int = "latest",
+    render: Literal["none", "human", "video"] = "none",
+    device: str = "auto",
+    json: str | Path | None = None,
+    out: str | Path | None = None,
+) -> Evaluation:
+    """Returns how a saved agent does in fresh environments.
+
+    An Atari agent trained without sticky actions also plays with the usual 0.25 (`Evaluation.sticky`).
+
+    Args:
+        run: the run directory.
+        episodes: how many.
+        seed: of the environments; None: 1 000 000 above the run's own.
+        epsilon: probability of a random action; 0 is greedy.
+        checkpoint: `latest`, `best` or its env steps.
+        render: `video` writes the first episode of the first environment as mp4; `human` shows every episode
+            in a window, one after the other, until it is closed, and leaves the sticky games out.
+        device: `auto`, `cpu` or `cuda`.
+        json: file for everything that is known about the evaluation.
+        out: folder for the video; None: `videos/` in the run directory.
+
+    Raises:
+        UsageError: an argument or the run's environment is impossible here.
+        RunError: no such run or checkpoint, no display, nothing finished.
+    """
+    if episodes < 1:
+        raise UsageError(f"episodes must be at least 1, got {episodes}")
+    if not 0 <= epsilon <= 1:
+        raise UsageError(f"epsilon must be between 0 and 1, got {epsilon}")
+    if seed is not None and not 0 <= seed < 2**31:
+        raise UsageError(f"seed must be at least 0 and below 2**31, got {seed}")
+    loaded = runs.load(run, checkpoint=checkpoint, device=device)
+    agent, experiment = loaded.agent, loaded.config
+    seed = evaluation_seed(experiment) if seed is None else seed
+    if render == "human":
+        result = _shown(agent, experiment, episodes, seed, epsilon)
+    else:
+        video = (
+            Path(out or loaded.path / "videos") / f"evaluate-{loaded.step}.mp4" if render == "video" else None
+        )
+        result = recorded(agent, experiment, episodes=episodes, seed=seed, epsilon=epsilon, video=video)
+        if isinstance(experiment.env, Atari) and experiment.env.sticky == 0:
+            env = experiment.env.model_copy(update={"sticky": _STICKY})
+            harder = experiment.model_copy(update={"env": env})
+            sticky = recorded(agent, harder, episodes=episodes, seed=seed, epsilon=epsilon)
+            result = replace(result, sticky=sticky)
+    if json:
+        known = {
+            "experiment": experiment.run.name,
+            "checkpoint_step": loaded.step,
+            **result.as_dict(),
+            "versions": versions(),
+            "hardware": _hardware(agent.device),
+        }
+        _write(Path(json), known)
+    return result
+
+
+def evaluation_seed(experiment: Experiment) -> int:
+    """Returns the seed of an experiment's evaluations: none that its training uses, the same each time."""
+    return (1_000_000 + experiment.run.seed) % 2**31
+
+
+def recorded(
+    agent: Agent,
+    experiment: Experiment,
+    *,
+    episodes: int,
+    seed: int,
+    epsilon: float = 0.0,
+    video: Path | None = None,
+) -> Evaluation:
+    """Returns how the agent does in fresh environments; writes the first episode of the first one to `video`.
+
+    Raises:
+        UsageError: the environments cannot be made.
+        RunError: the video cannot be written.
+    """
+    count = min(episodes, _ENVIRONMENTS)
+    with ExitStack() as stack:
+        envs = runs.environments(experiment.env, count=count, pictures=video is not None)
+        stack.enter_context(closing(envs))
+        watch = video and stack.enter_context(
+            Video(video, _painter(experiment, envs), frames_per_second(experiment.env))
+        )
+        result = play(agent, envs, episodes=episodes, seed=seed, epsilon=epsilon, watch=watch)
+    return replace(result, video=video)
+
+
+def _shown(agent: Agent, experiment: Experiment, episodes: int, seed: int, epsilon: float) -> Evaluation:
+    """Plays one episode after the other in a window."""
+    with ExitStack() as stack:
+        envs = stack.enter_context(closing(runs.environments(experiment.env, count=1, pictures=True)))
+        watch = stack.enter_context(Window(_painter(experiment, envs), frames_per_second(experiment.env)))
+        return play(agent, envs, episodes=episodes, seed=seed, epsilon=epsilon, watch=watch, watched=episodes)
+
+
+def _painter(experiment: Experiment, envs: Environments) -> Painter:
+    return Painter(experiment.run.name, getattr(envs, "action_names", None))
+
+
+def frames_per_second(env: EnvConfig) -> float:
+    """Returns how many env steps a second of a video shows: the game's own speed where that is known."""
+    if isinstance(env, Atari):
+        return 60 / env.frame_skip
+    return 50 if env.kind == "cartpole" else 10
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file that is either whole or not there."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json_format.dumps(content, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error}") from error

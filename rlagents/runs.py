@@ -1,0 +1,148 @@
+"""Run directories: `runs/<experiment>/<id>/` with the resolved configuration, metrics and checkpoints."""
+
+import json
+import secrets
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import rlagents_envs
+from rlagents import agents, toml
+from rlagents.checkpoint import Checkpoints, versions
+from rlagents.config import EnvConfig, Experiment
+from rlagents.errors import RunError, UsageError
+from rlagents.seeding import Streams
+from rlagents_envs.vector import Environments
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An agent as a run saved it."""
+
+    agent: agents.DQN | agents.QLearning
+    config: Experiment
+    step: int  # env steps at its checkpoint
+    path: Path  # the run directory
+
+
+def place(experiment: Experiment) -> Path:
+    """Returns the directory that a new run takes unless told otherwise: one that is not there yet."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    run = Path("runs") / (experiment.run.name or "unnamed") / f"{stamp}-seed{experiment.run.seed}"
+    name, number = run.name, 1
+    while run.exists():
+        number += 1
+        run = run.with_name(f"{name}-{number}")
+    return run
+
+
+def create(experiment: Experiment, run: Path) -> None:
+    """Makes the directory of a new run and writes what it is.
+
+    Raises:
+        UsageError: the directory is there and not empty.
+    """
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UsageError(
+            f"--out must be a new or empty directory, got {run}; continue a run with --resume {run}"
+        )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.toml").write_text(toml.dump(experiment), "utf-8")
+    except OSError as error:
+        raise UsageError(f"{run} cannot be written: {error.strerror}") from error
+    about = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, "versions": versions()}
+    about["id"] = secrets.token_hex(4)
+    (run / "run.json").write_text(json.dumps(about, indent=1), "utf-8")
+
+
+def identity(run: Path) -> str:
+    """Returns the name that a run has among all runs anywhere."""
+    about = json.loads((run / "run.json").read_text("utf-8"))
+    return f"{run.name}-{about['id']}"
+
+
+def read(run: str | Path) -> Experiment:
+    """Returns the experiment of a run directory.
+
+    Raises:
+        RunError: it is not one.
+    """
+    file = Path(run) / "config.toml"
+    if not file.is_file():
+        what = "has no config.toml" if Path(run).is_dir() else "is not there"
+        raise RunError(f"{run} is not a run directory: it {what}; runs lie in runs/<experiment>/<id>")
+    return toml.load(file)
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device to compute on.
+
+    Raises:
+        UsageError: cuda where there is none.
+    """
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise UsageError("device must be cpu or auto here: this PyTorch sees no CUDA device, got cuda")
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
+
+
+def environments(env: EnvConfig, *, count: int | None = None, pictures: bool = False) -> Environments:
+    """Makes the environments of an experiment.
+
+    Raises:
+        UsageError: they cannot be made as configured.
+    """
+    try:
+        return rlagents_envs.make(env, count=count, pictures=pictures)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agents.DQN | agents.QLearning:
+    """Builds the agent of an experiment, untrained, for its environments.
+
+    Raises:
+        UsageError: it cannot learn in such environments.
+    """
+    torch.set_flush_denormal(True)  # denormals in Adam's moments cost ten times the step
+    try:
+        return agents.make(
+            experiment.agent,
+            envs.layout,
+            envs.actions,
+            environments=experiment.env.count,
+            env_steps=experiment.run.env_steps,
+            streams=Streams(experiment.run.seed),
+            device=on,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        size = experiment.agent.replay.capacity
+        raise UsageError(f"agent.replay.capacity must fit into memory, got {size}: {error}") from error
+
+
+def load(run: str | Path, *, checkpoint: str | int = "latest", device: str = "auto") -> Loaded:
+    """Returns a run's agent as it was at a checkpoint.
+
+    Args:
+        run: the run directory.
+        checkpoint: `latest`, `best` or its env steps.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        RunError: no such run or checkpoint, or it is damaged.
+        UsageError: the device or the environment is not there.
+    """
+    path = Path(run)
+    experiment, on = read(path), choose_device(device)
+    saved = Checkpoints(path).find(checkpoint)
+    with closing(environments(experiment.env, count=1)) as envs:
+        made = agent(experiment, envs, on)
+    saved.restore(agent=made)
+    return Loaded(made, experiment, saved.step, path)

@@ -1,0 +1,11 @@
+"""What every test process needs before torch is imported, and how hypothesis searches."""
+
+from hypothesis import HealthCheck, settings
+
+import rlagents  # noqa: F401 - sets how OpenMP waits
+
+# The same examples each time, and no verdict that depends on how busy the machine is.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")

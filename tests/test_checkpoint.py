@@ -1,0 +1,227 @@
+"""Checkpoints: whole or not there, checked before they are believed, and kept as long as said."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from rlagents.checkpoint import SCHEMA, Checkpoints
+from rlagents.errors import RunError
+from rlagents.replay import Ring, Uniform
+from rlagents.types import Step
+from rlagents_envs.vector import Leaf
+
+CPU = torch.device("cpu")
+
+
+class Thing:
+    """Something with a state of every sort."""
+
+    def __init__(self, state=None):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+STATE = {
+    "policy": {"body.0.weight": torch.arange(6.0).view(2, 3), "head": torch.ones(2, dtype=torch.bfloat16)},
+    "optimizer": {"body.0.weight": {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2, 3)}},
+    "empty": {},
+    "counters": {
+        "env_steps": 12,
+        "best": -21.5,
+        "name": "pong",
+        "none": None,
+        "recent": [[1.0, 2], [3.0, 4]],
+    },
+}
+
+
+def ring(rows=20):
+    return Ring(
+        Leaf("pixels", (2, 3, 3), "uint8", 2),
+        2,
+        environments=2,
+        capacity=rows * 2,
+        n_step=2,
+        discount=0.9,
+        sampler=Uniform(rows * 2, torch.Generator().manual_seed(0)),
+        device=CPU,
+    )
+
+
+def fill(replay, count, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        no = torch.zeros(2, dtype=torch.bool)
+        replay.add(
+            Step(
+                obs=torch.from_numpy(rng.integers(255, size=(2, 2, 3, 3), dtype=np.uint8)),
+                action=torch.from_numpy(rng.integers(2, size=2)),
+                reward=torch.from_numpy(rng.normal(size=2).astype(np.float32)),
+                terminated=torch.from_numpy(rng.random(2) < 0.1),
+                truncated=no,
+                next_obs=torch.zeros(()),
+                first=torch.from_numpy(rng.random(2) < 0.1),
+                final=no,
+            ),
+            torch.ones(2),
+        )
+
+
+def same(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return one == other
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    Checkpoints(tmp_path).save(12, None, agent=Thing(STATE), tracker=Thing({"episodes": 3}))
+    agent, tracker = Thing(), Thing()
+    saved = Checkpoints(tmp_path).find()
+    saved.restore(agent=agent, tracker=tracker)
+    assert saved.step == 12
+    assert same(agent.state, STATE)
+    assert tracker.state == {"episodes": 3}
+
+
+def test_nothing_is_pickled(tmp_path):
+    folder = Checkpoints(tmp_path).save(12, ring(), agent=Thing(STATE))
+    kinds = {file.suffix for file in folder.iterdir()} | {f.suffix for f in (tmp_path / "replay").iterdir()}
+    assert kinds <= {".json", ".safetensors"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert set(manifest["files"]) == {f.name for f in folder.iterdir()} - {"manifest.json"}
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in range(0, 60, 10):
+        checkpoints.save(step, None, best=step == 20, agent=Thing({"step": step}))
+    assert checkpoints.steps() == [20, 40, 50]
+    for which, step in (("latest", 50), ("best", 20), (40, 40)):
+        thing = Thing()
+        checkpoints.find(which).restore(agent=thing)
+        assert thing.state == {"step": step}
+
+
+def test_only_new_rows_are_written_and_rows_that_no_checkpoint_needs_go(tmp_path):
+    checkpoints, replay = Checkpoints(tmp_path, keep=1), ring()
+    seen = []
+    for step in range(1, 8):
+        fill(replay, 7, step)
+        checkpoints.save(step, replay, agent=Thing({"step": step}))
+        seen.append(sorted(f.name[:25] for f in (tmp_path / "replay").glob("*.safetensors")))
+    assert seen[1] == ["000000000000-000000000007", "000000000007-000000000014"]
+    assert seen[-1] == [f"{start:012d}-{start + 7:012d}" for start in (28, 35, 42)]
+    copy = ring()
+    again = Checkpoints(tmp_path, keep=1)
+    again.restore_rows(again.find(), copy)
+    assert copy.time == replay.time
+    assert len(copy) == len(replay)
+    for one, other in zip(replay.sample(30), copy.sample(30), strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
+def test_rows_of_a_run_that_died_before_its_manifest_are_written_anew(tmp_path):
+    checkpoints, replay = Checkpoints(tmp_path), ring()
+    fill(replay, 5)
+    checkpoints.save(5, replay, agent=Thing({}))
+    fill(replay, 5, 1)
+    folder = checkpoints.save(10, replay, agent=Thing({}))
+    shutil.rmtree(folder)  # killed between the rows and the rename
+    again, copy = Checkpoints(tmp_path), ring()
+    again.restore_rows(again.newest(), copy)
+    assert copy.time == 5
+    fill(copy, 3, 2)
+    again.save(8, copy, agent=Thing({}))
+    third = ring()
+    Checkpoints(tmp_path).restore_rows(Checkpoints(tmp_path).newest(), third)
+    assert third.time == 8
+    assert torch.equal(third._frames[""], copy._frames[""])
+
+
+@pytest.mark.parametrize("name", ["agent.policy.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
+def test_damage_is_noticed_named_and_worked_around(tmp_path, name, damage):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, None, agent=Thing(STATE))
+    folder = checkpoints.save(2, None, agent=Thing(STATE))
+    file = folder / name
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[random.Random(0).randrange(len(content))] ^= 1
+    file.write_bytes({"flip": content, "cut": content[:-3], "gone": b"", "empty": b""}[damage])
+    if damage == "gone":
+        file.unlink()
+    if name == "manifest.json" and damage == "flip":  # the manifest has no checksum of its own
+        file.write_bytes(content.replace(b'"size"', b'"sise"'))
+    with pytest.raises(RunError, match=str(folder)):
+        checkpoints.find()
+    assert checkpoints.newest().step == 1
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, None, agent=Thing(STATE))
+    with pytest.raises(RunError, match="does not fit this experiment"):
+        checkpoints.find().restore(tracker=Thing())
+
+
+def test_a_newer_schema_is_refused(tmp_path):
+    folder = Checkpoints(tmp_path).save(1, None, agent=Thing(STATE))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": SCHEMA + 1}))
+    with pytest.raises(RunError, match=f"has schema {SCHEMA + 1}; this rlagents reads up to {SCHEMA}"):
+        Checkpoints(tmp_path).find()
+
+
+def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
+    (tmp_path / "secret").write_bytes(b"x")
+    folder = Checkpoints(tmp_path).save(1, None, agent=Thing(STATE))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["../../secret"] = {"size": 1, "sha256": "0"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="secret is missing"):
+        Checkpoints(tmp_path).find()
+    (folder / "state.json").unlink()
+    (folder / "state.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(RunError):
+        Checkpoints(tmp_path).find()
+
+
+def test_asking_for_what_is_not_there_says_what_is(tmp_path):
+    with pytest.raises(RunError, match="has no checkpoint"):
+        Checkpoints(tmp_path).find()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, None, agent=Thing({}))
+    with pytest.raises(RunError, match="no checkpoint of env step 7; it has 1"):
+        checkpoints.find(7)
+    with pytest.raises(RunError, match="no best checkpoint"):
+        checkpoints.find("best")
+
+
+def test_an_interrupted_write_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, None, agent=Thing(STATE))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rlagents.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(2, None, agent=Thing(STATE))
+    monkeypatch.undo()
+    assert checkpoints.steps() == [1]
+    assert checkpoints.find().step == 1
+    checkpoints.save(2, None, agent=Thing(STATE))
+    assert checkpoints.find().step == 2

@@ -1,0 +1,230 @@
+"""An experiment as TOML: what is read, what KEY=VALUE changes, how mistakes are told, and what is written."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlagents import toml
+from rlagents.config import DQN, Experiment, QLearning, Run, SoftTarget
+from rlagents.errors import UsageError
+from rlagents_envs.config import Atari, CartPole, Gymnasium
+
+SMALL: dict[str, Any] = {"run": {"env_steps": 1_000}, "env": {"kind": "cartpole"}}
+PONG: dict[str, Any] = {
+    "run": {"env_steps": 1_000},
+    "env": {"kind": "atari", "game": "pong"},
+    "agent": {"kind": "dqn", "n_step": 3, "target": {"kind": "fixed", "sync_every": 10}},
+}
+KINDS, TARGETS, LOSS = (
+    "gridworld, corridor, cartpole, atari, gymnasium",
+    "none, fixed, soft",
+    "agent.values.loss",
+)
+
+
+def complaints(source: Any, *overrides: str) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        toml.load(source, overrides)
+    return str(caught.value).splitlines()
+
+
+def test_everything_has_a_default_but_the_environment_and_the_budget() -> None:
+    experiment = toml.load(SMALL)
+    assert experiment.agent == DQN()
+    assert complaints({}) == [
+        "run.env_steps must be given: budget: actions, in all environments together, frames skipped or not",
+        f"env.kind must be one of {KINDS}",
+    ]
+
+
+def test_unsaid_periods_become_a_tenth_of_the_budget() -> None:
+    run = toml.load(SMALL, ["run.checkpoint_every=0"]).run
+    assert (run.evaluate_every, run.checkpoint_every) == (100, 0)
+
+
+def test_a_table_without_kind_is_of_the_default_kind() -> None:
+    experiment = toml.load({**SMALL, "agent": {"target": {"sync_every": 7}}})
+    assert isinstance(experiment.agent, DQN)
+    assert experiment.agent.target.kind == "fixed"
+    assert toml.load(SMALL, ["agent.target.sync_every=7"]) == experiment
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("agent.learning_rate=1e-4", "agent.learning_rate", 1e-4),
+        ("agent.learning_rate=1", "agent.learning_rate", 1.0),
+        ("run.env_steps = 2_000", "run.env_steps", 2_000),
+        ("agent.double=true", "agent.double", True),
+        ("env.bins=[1, 1, 6, 12]", "env.bins", (1, 1, 6, 12)),
+        ("agent.values.loss=mse", "agent.values.loss", "mse"),
+        ('agent.values.loss="mse"', "agent.values.loss", "mse"),
+        ("run.name=2024-01-31", "run.name", "2024-01-31"),
+        ('agent.target={kind="soft", rate=0.5}', "agent.target", SoftTarget(rate=0.5)),
+    ],
+)
+def test_a_setting_is_a_toml_value_or_a_bare_string(override: str, path: str, value: object) -> None:
+    found: Any = toml.load(SMALL, [override])
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_a_setting_may_reach_into_the_keyword_arguments_of_an_environment() -> None:
+    base = {**SMALL, "env": {"kind": "gymnasium", "id": "A-v0", "kwargs": {"size": 3, "deep": {"a": 1}}}}
+    env = toml.load(base, ["env.kwargs.size=[4, 5]", "env.kwargs.deep.b=x"]).env
+    assert isinstance(env, Gymnasium)
+    assert env.kwargs == {"size": [4, 5], "deep": {"a": 1, "b": "x"}}
+
+
+def test_the_last_setting_wins() -> None:
+    assert toml.load(SMALL, ["run.seed=3", "run.seed=5"]).run.seed == 5
+    later = toml.load(
+        SMALL, ["agent.target.rate=0.5", "agent.target.kind=soft", 'agent.target={kind="none"}']
+    )
+    assert isinstance(later.agent, DQN)
+    assert later.agent.target.kind == "none"
+
+
+def test_another_kind_drops_what_the_file_said_of_the_former() -> None:
+    soft = toml.load(PONG, ["agent.target.kind=soft"])
+    assert isinstance(soft.agent, DQN)
+    assert soft.agent.target == SoftTarget()
+    table = toml.load(PONG, ["agent.kind=q_learning"])
+    assert table.agent == QLearning(n_step=3)
+    assert toml.load(PONG, ["env.kind=cartpole"]).env == CartPole()
+
+
+def test_another_kind_drops_neither_settings_nor_mistakes() -> None:
+    assert complaints(PONG, "agent.target.kind=soft", "agent.target.sync_every=5") == [
+        'agent.target.sync_every is not a key, got 5; agent.target.kind = "fixed" has it'
+    ]
+    misspelt = {**PONG, "agent": {"target": {"kind": "fixed", "zzz": 5}}}
+    assert complaints(misspelt, "agent.target.kind=soft") == ["agent.target.zzz is not a key, got 5"]
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("agent.n_step=0", "agent.n_step must be greater than or equal to 1, got 0"),
+        ("agent.n_steps=2", "agent.n_steps is not a key, got 2; did you mean agent.n_step?"),
+        ("learning_rate=1", "learning_rate is not a key, got 1; did you mean agent.learning_rate?"),
+        ("agent.sync_every=1", "agent.sync_every is not a key, got 1; did you mean agent.target.sync_every?"),
+        ("agent.target.rate=1", 'agent.target.rate is not a key, got 1; agent.target.kind = "soft" has it'),
+        ("agent.zzz=1", "agent.zzz is not a key, got 1"),
+        ("env.kind=atary", f'env.kind must be one of {KINDS}, got "atary"; did you mean atari?'),
+        (
+            "agent.target.kind=sofd",
+            f'agent.target.kind must be one of {TARGETS}, got "sofd"; did you mean soft?',
+        ),
+        ("agent.target.kind=7", f"agent.target.kind must be one of {TARGETS}, got 7"),
+        ("agent.values.loss=hubr", f'{LOSS} must be one of huber, mse, got "hubr"; did you mean huber?'),
+        ("agent.double=True", 'agent.double must be true or false, got "True"'),
+        ("agent.double=1", "agent.double must be true or false, got 1"),
+        ("agent.n_step=true", "agent.n_step must be an integer, got true"),
+        ("agent.n_step='3'", 'agent.n_step must be an integer, got "3"'),
+        ("agent.n_step=1.5", "agent.n_step must be an integer, got 1.5"),
+        ("run.env_steps=1e6", "run.env_steps must be an integer, got 1000000.0; write 1_000_000"),
+        ("agent.learning_rate=nan", "agent.learning_rate must be a finite number, got NaN"),
+        ("agent.learning_rate=-inf", "agent.learning_rate must be a finite number, got -Infinity"),
+        ("agent.learning_rate=fast", 'agent.learning_rate must be a number, got "fast"'),
+        ("agent.network.hidden=[64, 0]", "agent.network.hidden[1] must be greater than or equal to 1, got 0"),
+        ("agent.network.hidden=64", "agent.network.hidden must be an array, got 64"),
+        ("agent.replay=5", "agent.replay must be a table, got 5"),
+        ("agent=5", "agent must be a table, got 5"),
+        ("env.game=7", "env.game must be a string, got 7"),
+        ("run.env_steps.x=1", "run.env_steps must be a table to set run.env_steps.x, got 1000"),
+        ("agent.n_step", 'an override must be KEY=VALUE, got "agent.n_step"'),
+        ("agent..n_step=3", 'an override must be KEY=VALUE, got "agent..n_step=3"'),
+    ],
+)
+def test_each_mistake_is_told_in_one_line(override: str, complaint: str) -> None:
+    assert complaints(PONG, override) == [complaint]
+
+
+def test_a_replay_too_small_for_one_stack_is_refused() -> None:
+    (line,) = complaints(PONG, "agent.replay.capacity=40")
+    assert line.startswith("agent.replay.capacity must hold at least 8 timesteps of each environment")
+    assert line.endswith("got 40 for 8 environments; set agent.replay.capacity to 64 or more")
+    assert toml.load(PONG, ["agent.replay.capacity=64"]).agent.replay.capacity == 64
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    found = complaints(PONG, "agent.n_steps=2", "agent.values.loss=hubr", "nonsense", "run.seed=-1")
+    assert {line.split()[0] for line in found} == {"an", "run.seed", "agent.values.loss", "agent.n_steps"}
+
+
+def test_a_long_or_many_lined_value_stays_in_one_line() -> None:
+    (line,) = complaints(PONG, f"agent.values.loss='''a\n{'b' * 500}'''")
+    assert len(line) < 200
+
+
+def test_a_malformed_file_is_told_with_its_name_line_and_reason(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text("[run]\nenv_steps = = 5\n")
+    assert complaints(file) == [f"{file} must be TOML: Invalid value (at line 2, column 13)"]
+    file.write_bytes(b"# \xff\n")
+    assert complaints(file) == [f"{file} must be UTF-8, got byte 0xff"]
+    assert complaints(tmp_path) == [f"{tmp_path} cannot be read: Is a directory"]
+
+
+def test_content_that_toml_cannot_hold_is_refused() -> None:
+    (line,) = complaints({**SMALL, "env": {"kind": "gymnasium", "id": "A-v0", "kwargs": {"mode": None}}})
+    assert line.startswith("an experiment must hold only what TOML can")
+
+
+def test_the_name_is_the_files_unless_said(tmp_path: Path) -> None:
+    file = tmp_path / "my first.toml"
+    file.write_text('[run]\nenv_steps = 5\n[env]\nkind = "corridor"\n')
+    assert toml.load(file).run.name == "my-first"
+    assert toml.load(file, name="other").run.name == "other"
+    assert toml.load(file, ["run.name=said"], name="other").run.name == "said"
+    assert toml.load(SMALL).run.name == "experiment"
+
+
+def test_a_dump_holds_every_field_with_its_description() -> None:
+    text = toml.dump(toml.load(PONG))
+    lines = {line.split(" = ")[0]: line for line in text.splitlines()}
+    for field, info in [*Run.model_fields.items(), *Atari.model_fields.items(), *DQN.model_fields.items()]:
+        if info.description:
+            assert info.description in lines[field]
+    assert "none | fixed | soft" in text
+    assert tomllib.loads(text)["agent"]["target"] == {"kind": "fixed", "sync_every": 10}
+
+
+# Without subnormals: a training in this process may have switched them off.
+numbers = st.floats(min_value=1e-300, allow_infinity=False, allow_subnormal=False)
+values = st.recursive(
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_subnormal=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    rate=numbers,
+    hidden=st.lists(st.integers(1, 4096), max_size=3),
+    kwargs=st.dictionaries(st.text(), values, max_size=3),
+    target=st.sampled_from(
+        [{"kind": "none"}, {"kind": "fixed", "sync_every": 9}, {"kind": "soft", "rate": 0.1}]
+    ),
+    clip=st.just(0.0) | numbers,
+)
+def test_what_is_dumped_loads_as_the_same(
+    seed: int, rate: float, hidden: list[int], kwargs: dict[str, Any], target: dict[str, Any], clip: float
+) -> None:
+    agent = {"learning_rate": rate, "gradient_clip": clip, "target": target, "network": {"hidden": hidden}}
+    env = {"kind": "gymnasium", "id": "A-v0", "kwargs": kwargs}
+    experiment = Experiment.model_validate(
+        {"run": {"env_steps": 5, "seed": seed, "name": "x"}, "env": env, "agent": {"kind": "dqn", **agent}}
+    )
+    assert toml.load(tomllib.loads(toml.dump(experiment))) == experiment
+    assert toml.load(experiment) == experiment

@@ -1,0 +1,136 @@
+"""Every experiment that ships, and the order in which a name is looked up."""
+
+from pathlib import Path
+
+import pytest
+
+from rlagents import experiments, toml
+from rlagents.config import DQN
+from rlagents.errors import UsageError
+from rlagents_envs.config import Atari
+
+SHIPPED = Path(__file__).resolve().parents[1] / "experiments"
+NAMES = sorted(file.stem for file in SHIPPED.glob("*.toml"))
+TINY = '[run]\nenv_steps = 5\n[env]\nkind = "corridor"\n'
+
+
+def test_every_experiment_of_the_plan_is_there() -> None:
+    assert NAMES == [
+        "breakout-dqn",
+        "cartpole-dqn",
+        "cartpole-dqn-fixed-target",
+        "cartpole-q-learning",
+        "frozenlake-deterministic-q-learning",
+        "frozenlake-q-learning",
+        "gridworld-q-learning",
+        "pong-dqn",
+        "pong-dqn-nature",
+        "pong-dqn-sticky",
+        "taxi-q-learning",
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_experiment_loads_and_round_trips(name: str, tmp_path: Path) -> None:
+    experiment = experiments.load(name)
+    assert experiment.run.name == name
+    resolved = tmp_path / "config.toml"
+    resolved.write_text(toml.dump(experiment))
+    assert toml.load(resolved) == experiment
+    assert experiments.load(tmp_path) == experiment
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_experiment_says_what_it_shows_and_is_in_the_table(name: str) -> None:
+    description = experiments.names()[name]
+    assert description.endswith(".")
+    assert f"| `{name}` | {description} |" in (SHIPPED / "README.md").read_text()
+
+
+def test_pong_variants_differ_in_what_they_are_named_for() -> None:
+    plain, sticky = experiments.load("pong-dqn"), experiments.load("pong-dqn-sticky")
+    assert isinstance(plain.env, Atari)
+    assert plain.env.sticky == 0
+    assert sticky.env == plain.env.model_copy(update={"sticky": 0.25})
+    assert sticky.agent == plain.agent
+
+
+def test_pong_dqn_nature_has_the_zoos_values() -> None:
+    experiment = experiments.load("pong-dqn-nature")
+    agent = experiment.agent
+    assert isinstance(agent, DQN)
+    assert experiment.run.env_steps == 10_000_000
+    assert (agent.learning_rate, agent.batch_size, agent.learn_every) == (1e-4, 32, 4)
+    assert (agent.replay.capacity, agent.learning_starts) == (100_000, 100_000)
+    assert (agent.exploration.end, agent.exploration.steps) == (0.01, 1_000_000)
+    assert agent.target.kind == "fixed"
+    assert agent.target.sync_every == 1_000
+    assert (agent.double, agent.network.dueling, agent.n_step) == (False, False, 1)
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
+    """Three folders for experiments: the user's, a checkout's and the installed package's."""
+    user, checkout = tmp_path / "user", tmp_path / "checkout"
+    package = checkout / "rlagents"
+    for folder in (user / "experiments", checkout / "experiments", package / "_experiments"):
+        folder.mkdir(parents=True)
+        (folder / "same.toml").write_text(f"# {folder.parent.name}\n{TINY}")
+    monkeypatch.chdir(user)
+    monkeypatch.setattr(experiments, "__file__", str(package / "experiments.py"))
+    monkeypatch.setattr(experiments.resources, "files", lambda _: package)
+    return user / "experiments", checkout, package / "_experiments"
+
+
+def test_a_name_is_looked_up_in_order(places: tuple[Path, Path, Path]) -> None:
+    user, checkout, package = places
+    (checkout / "pyproject.toml").touch()
+    assert experiments.find("same").samefile(user / "same.toml")
+    assert experiments.names() == {"same": "user"}
+    (user / "same.toml").unlink()
+    assert experiments.find("same") == checkout / "experiments" / "same.toml"
+    (checkout / "experiments" / "same.toml").unlink()
+    assert experiments.find("same") == package / "same.toml"
+    assert experiments.names() == {"same": "rlagents"}
+
+
+def test_a_folder_beside_an_installed_package_is_not_a_checkout(places: tuple[Path, Path, Path]) -> None:
+    user, _, package = places
+    (user / "same.toml").unlink()
+    assert experiments.find("same") == package / "same.toml"
+
+
+def test_a_path_is_taken_as_it_is(places: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "user" / "here.toml").write_text(TINY)
+    assert experiments.find("here.toml").samefile(tmp_path / "user" / "here.toml")
+    assert experiments.find("../user/here.toml").is_file()
+    run = tmp_path / "user" / "same"  # a folder of that name is only in the way if it is a run directory
+    run.mkdir()
+    assert experiments.find("same").parent.name == "experiments"
+    (run / "config.toml").write_text(TINY)
+    assert experiments.find("same").samefile(run / "config.toml")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ("pong-dq", 'got "pong-dq"; did you mean pong-dqn or pong-dqn-sticky or pong-dqn-nature?'),
+        ("pong", 'got "pong"; did you mean pong-dqn?'),
+        ("xyzzy", 'got "xyzzy"; see `rlagents list experiments`'),
+        (
+            "there/taxi-qlearning.toml",
+            "there/taxi-qlearning.toml does not exist; did you mean taxi-q-learning",
+        ),
+        ("./", "./ is a folder without config.toml"),
+        ("", 'got ""'),
+    ],
+)
+def test_an_unknown_experiment_is_told_the_nearest(
+    wrong: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        experiments.find(wrong)
+    assert str(caught.value).startswith("experiment must be a name or a TOML file")
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
