@@ -113,7 +113,7 @@ class ScalarValues(Model):
 class Network(Model):
     """What stands between the observation and the values."""
 
-    body: Literal["auto", "mlp", "nature_cnn", "small_cnn"] = Field(
+    body: Literal["auto", "mlp", "nature_cnn", "arcade_cnn", "small_cnn"] = Field(
         default="auto", description="auto: by the observation space, each input of a dictionary on its own"
     )
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(

@@ -15,6 +15,7 @@ from rlagents import agents, toml
 from rlagents.checkpoint import Checkpoints, versions
 from rlagents.config import EnvConfig, Experiment
 from rlagents.errors import RunError, UsageError
+from rlagents.networks import has_pixels
 from rlagents.seeding import Streams
 from rlagents_envs.vector import Environments
 
@@ -110,6 +111,8 @@ def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agent
         UsageError: it cannot learn in such environments.
     """
     torch.set_flush_denormal(True)  # denormals in Adam's moments cost ten times the step
+    if not has_pixels(envs.layout):
+        torch.set_num_threads(1)  # handing small matrices to other threads takes longer than multiplying them
     try:
         return agents.make(
             experiment.agent,

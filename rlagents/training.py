@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from rlagents import runs
+from rlagents import runs, tables
 from rlagents.agents import DQN, QLearning
 from rlagents.checkpoint import Checkpoints
 from rlagents.config import Experiment
@@ -27,7 +27,7 @@ from rlagents.types import Metrics, State, Step
 from rlagents_envs.vector import Environments
 
 Mode = Literal["off", "offline", "online"]
-_RECENT = 100  # episodes that a training return is the mean of
+_RECENT = 20  # episodes that a training return is the mean of
 _REFRESH = 0.5  # seconds between renewals of the live line
 
 
@@ -192,6 +192,8 @@ class _Training:
                     self._save(best=better)
                 if evaluate.due(before, after) or save.due(before, after):
                     clock.restart(after, self.agent.learner_steps)
+            if table := tables.readable(self.agent, envs):
+                self.console.note(table)
         return self.run
 
     def _open(self, stack: ExitStack) -> None:

@@ -212,12 +212,12 @@ PONG: dict[str, Any] = {
 def saved(experiment: dict[str, Any], folder: Path, step: int = 500) -> Path:
     """Returns a run directory with one checkpoint of an agent that has learned nothing."""
     loaded = toml.load(experiment)
-    run = runs.create(loaded, folder)
+    runs.create(loaded, folder)
     envs = runs.environments(loaded.env, count=1)
     agent = runs.agent(loaded, envs, torch.device("cpu"))
     envs.close()
-    Checkpoints(run).save(step, None, agent=agent)
-    return run
+    Checkpoints(folder).save(step, None, agent=agent)
+    return folder
 
 
 def decoded(path: Path) -> tuple[dict[str, Any], np.ndarray]:

@@ -122,7 +122,8 @@ class QLearning:
             t.to(self.device)[real] for t in (step.action, step.reward, step.terminated)
         )
         mask = None if step.next_mask is None else step.next_mask.to(self.device)[real]
-        return self._update(state, action, reward, self.config.discount * ~terminated, successor, mask)
+        discount = self.config.discount * (~terminated).double()
+        return self._update(state, action, reward, discount, successor, mask)
 
     def _update(
         self,

@@ -93,8 +93,11 @@ class Convolutions(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory: no copy
 
 
-NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # Mnih et al. 2015, extended data table 1
-SMALL_LAYERS = ((32, 3, 1), (64, 3, 1))  # for grids of a few cells, where each pixel is one thing
+LAYERS = {  # channels, kernel, stride
+    "nature_cnn": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),  # Mnih et al. 2015, extended data table 1
+    "arcade_cnn": ((16, 8, 4), (32, 4, 2)),  # Mnih et al. 2013, section 4.1: a third of the arithmetic
+    "small_cnn": ((32, 3, 1), (64, 3, 1)),  # for grids of a few cells, where each pixel is one thing
+}
 
 
 def make(body: str, leaf: Leaf) -> OneHot | Flat | Convolutions:
@@ -105,9 +108,9 @@ def make(body: str, leaf: Leaf) -> OneHot | Flat | Convolutions:
         return Flat(leaf)
     if body == "auto":
         body = "small_cnn" if min(leaf.shape[1:]) < SMALL else "nature_cnn"
-    if body == "nature_cnn" and min(leaf.shape[1:]) < SMALL:
+    if body != "small_cnn" and min(leaf.shape[1:]) < SMALL:
         raise ValueError(
-            f"agent.network.body must be small_cnn for images under {SMALL} pixels, got nature_cnn for "
+            f"agent.network.body must be small_cnn for images under {SMALL} pixels, got {body} for "
             f"{leaf.shape[1]}x{leaf.shape[2]}"
         )
-    return Convolutions(leaf, NATURE if body == "nature_cnn" else SMALL_LAYERS)
+    return Convolutions(leaf, LAYERS[body])
