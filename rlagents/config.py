@@ -135,15 +135,24 @@ class Learner(Model):
     batch_size: int = Field(default=64, ge=1, description="transitions per learner step (B)")
     learn_every: EnvSteps = Field(default=4, description="env steps per learner step")
     learning_starts: int = Field(default=1_000, ge=0, description="env steps before the first learner step")
+    learning_rate: float = Field(default=5e-4, gt=0, description="at the start")
+    learning_rate_end: float = Field(
+        default=-1.0, ge=-1, description="at the end of the budget, linear in between; -1: constant"
+    )
     exploration: Exploration = Exploration()
     replay: Replay = Replay()
+
+    @property
+    def final_learning_rate(self) -> float:
+        """The learning rate at the end of the budget."""
+        return self.learning_rate if self.learning_rate_end < 0 else self.learning_rate_end
 
 
 class DQN(Learner):
     """Q-learning with a network and the replay."""
 
     kind: Literal["dqn"] = "dqn"
-    learning_rate: float = Field(default=5e-4, gt=0, description="of Adam")
+    learning_rate: float = Field(default=5e-4, gt=0, description="of Adam, at the start")
     adam_epsilon: float = Field(default=1e-8, gt=0, description="added to Adam's denominator")
     gradient_clip: float = Field(default=10.0, ge=0, description="largest norm of the gradient; 0: no limit")
     double: bool = Field(
@@ -168,13 +177,7 @@ class QLearning(Learner):
         default="online", description="each step once as it comes, or batches of the replay"
     )
     learning_rate: float = Field(
-        default=0.1, gt=0, le=1, description="part of the error corrected at the start"
-    )
-    learning_rate_end: float = Field(
-        default=-1.0,
-        ge=-1,
-        le=1,
-        description="the same at the end of the budget, linear in between; -1: constant",
+        default=0.1, gt=0, le=1, description="part of the error corrected, at the start"
     )
     initial_value: float = Field(default=0.0, description="of every entry; above the best return: optimistic")
 
@@ -200,5 +203,10 @@ class Experiment(Model):
                 f"agent.replay.capacity must hold at least {need} timesteps of each environment "
                 f"(frame_stack + n_step + 1), got {self.agent.replay.capacity} for {self.env.count} "
                 f"environments; set agent.replay.capacity to {need * self.env.count} or more"
+            )
+        if isinstance(self.agent, QLearning) and self.agent.learn_from == "online" and self.agent.n_step > 1:
+            raise ValueError(
+                f"agent.n_step must be 1 where agent.learn_from is online, got {self.agent.n_step}; "
+                "set agent.learn_from to replay"
             )
         return self

@@ -36,10 +36,9 @@ def make(
     Raises:
         ValueError: the agent cannot learn from such observations.
     """
-    if isinstance(config, DQNConfig):
-        return DQN(config, layout, actions, environments=environments, streams=streams, device=device)
-    return QLearning(
-        config,
+    kind = DQN if isinstance(config, DQNConfig) else QLearning
+    return kind(
+        config,  # pyright: ignore[reportArgumentType]
         layout,
         actions,
         environments=environments,

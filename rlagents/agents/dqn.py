@@ -40,6 +40,7 @@ class DQN:
         actions: int,
         *,
         environments: int,
+        env_steps: int,
         streams: Streams,
         device: torch.device,
     ) -> None:
@@ -83,6 +84,7 @@ class DQN:
             device=device,
         )
         self._exploration = Linear(config.exploration.start, config.exploration.end, config.exploration.steps)
+        self._rate = Linear(config.learning_rate, config.final_learning_rate, env_steps)
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
 
@@ -153,6 +155,7 @@ class DQN:
             _copy(_gradients(self._parameters), _gradients(self._renewed))
         if self.config.gradient_clip:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.config.gradient_clip)
+        self.optimizer.param_groups[0]["lr"] = self._rate(self.env_steps)
         self.optimizer.step()
         with torch.no_grad():
             if self._renewed:

@@ -44,8 +44,7 @@ class QLearning:
         self.env_steps = self.learner_steps = 0
         self.q = torch.full((layout.size, actions), config.initial_value, dtype=torch.float64, device=device)
         self._exploration = Linear(config.exploration.start, config.exploration.end, config.exploration.steps)
-        last = config.learning_rate_end if config.learning_rate_end >= 0 else config.learning_rate
-        self._rate = Linear(config.learning_rate, last, env_steps)
+        self._rate = Linear(config.learning_rate, config.final_learning_rate, env_steps)
         self._explore = streams.torch("exploration", device)
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
