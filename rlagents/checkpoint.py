@@ -40,6 +40,10 @@ class Stateful(Protocol):
         ...
 
 
+class DamagedError(RunError):
+    """A checkpoint that is not as it was written."""
+
+
 @dataclass(frozen=True)
 class Saved:
     """One checkpoint on disk, checked."""
@@ -119,7 +123,7 @@ class Checkpoints:
             else:
                 plain[path] = value
         for part, named in tensors.items():
-            save_file(named, beside / f"{part}.safetensors")
+            _save_tensors(named, beside / f"{part}.safetensors")
         (beside / "state.json").write_text(json.dumps(plain, indent=1), "utf-8")
         for file in sorted(beside.iterdir()):
             files[file.name] = _fingerprint(file)
@@ -148,8 +152,7 @@ class Checkpoints:
         if start < replay.time:
             name = f"{start:012d}-{replay.time:012d}.safetensors"
             beside = self._segments / f".{name}.tmp"
-            save_file(replay.window(start, replay.time), beside)
-            _sync(beside)
+            _save_tensors(replay.window(start, replay.time), beside)
             beside.rename(self._segments / name)
             _sync(self._segments)
             entry = {"start": start, "stop": replay.time, **_fingerprint(self._segments / name)}
@@ -168,7 +171,7 @@ class Checkpoints:
         for step in self.steps():
             if step not in kept and step != best:
                 shutil.rmtree(self._place(step))
-        needed = {entry["file"] for step in kept for entry in self._manifest(step)["replay"]}
+        needed = {entry["file"] for step in kept for entry in self._segments_of(step)}
         for file in self._segments.glob("*.safetensors"):
             if file.name not in needed:
                 file.unlink()
@@ -189,8 +192,11 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _manifest(self, step: int) -> dict[str, Any]:
-        return json.loads((self._place(step) / _MANIFEST).read_text("utf-8"))
+    def _segments_of(self, step: int) -> list[dict[str, Any]]:
+        try:
+            return json.loads((self._place(step) / _MANIFEST).read_text("utf-8"))["replay"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []  # a damaged checkpoint needs no rows
 
     def find(self, which: str | int = "latest") -> Saved:
         """Returns a checkpoint after checking every byte of it.
@@ -220,11 +226,11 @@ class Checkpoints:
             for name, expected in files.items():
                 _check(folder / Path(name).name, expected)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{folder} is damaged: {error}") from error
+            raise DamagedError(f"{folder} is damaged: {error}") from error
         return Saved(folder, manifest)
 
     def newest(self) -> Saved:
-        """Returns the newest checkpoint that is whole, for a resume.
+        """Returns the newest checkpoint that is whole, for a resume; puts damaged newer ones aside.
 
         Raises:
             RunError: there is none.
@@ -233,8 +239,11 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 return self._checked(self._place(step))
-            except RunError as error:
+            except DamagedError as error:
                 problems.append(str(error))
+                aside = self._place(step).with_suffix(".damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                self._place(step).rename(aside)
         raise RunError("; ".join(problems) or f"{self.folder.parent} has no checkpoint")
 
     def restore_rows(self, saved: Saved, replay: Ring) -> None:
@@ -284,6 +293,15 @@ def _nest(flat: Mapping[str, Any]) -> State:
         if name:
             here[name] = value
     return nested
+
+
+def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Writes tensors and waits until they are on the disk; a full disk is an OSError, as for other files."""
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    _sync(file)
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

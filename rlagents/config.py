@@ -122,7 +122,7 @@ class Network(Model):
         description="widths of the dense layers; empty: 512 after pixels, 128 and 128 otherwise",
     )
     dueling: bool = Field(default=False, description="value and advantage streams (Wang et al. 2016)")
-    layer_norm: bool = Field(default=False, description="LayerNorm after each dense layer")
+    layer_norm: bool = Field(default=False, description="LayerNorm before each ReLU, so that no layer dies")
 
 
 class Learner(Model):

@@ -23,6 +23,8 @@ def readable(agent: DQN | QLearning, envs: Environments) -> str | None:
     lines.append("Q      " + " ".join(f"{name:>9}" for name in envs.action_names))
     for cell, state in zip(cells, q, strict=True):
         if not np.isnan(state).all():
-            lines.append(f"{cell:6} " + " ".join(f"{v:9.6f}" if np.isfinite(v) else f"{'-':>9}" for v in state))
+            lines.append(
+                f"{cell:6} " + " ".join(f"{v:9.6f}" if np.isfinite(v) else f"{'-':>9}" for v in state)
+            )
     lines.append(f"largest distance from Q*: {np.nanmax(np.abs(q - exact)):.1e}")
     return "\n".join(lines)

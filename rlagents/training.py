@@ -36,7 +36,7 @@ class Tracker:
 
     def __init__(self, environments: int) -> None:
         self.env_steps = self.episodes = 0
-        self.best = -np.inf  # mean return of the best evaluation
+        self.best: float | None = None  # mean return of the best evaluation
         self._return = np.zeros(environments)
         self._length = np.zeros(environments, np.int64)
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
@@ -68,7 +68,7 @@ class Tracker:
         return {
             "env_steps": self.env_steps,
             "episodes": self.episodes,
-            "best": float(self.best),
+            "best": self.best,
             "return": self._return.tolist(),
             "length": self._length.tolist(),
             "recent": [list(pair) for pair in self._recent],
@@ -161,8 +161,9 @@ class _Training:
             interrupted = stack.enter_context(_signals())
             if self.resumed is None:
                 self._save()
-            elif self.console:
-                self.console.note(f"resumed at {self.resumed:,} env steps")
+            else:
+                done = ", the end of its budget" if self.resumed >= budget else ""
+                self.console.note(f"resumed at {self.resumed:,} env steps{done}")
             metrics: Metrics = {}
             clock = _Clock(tracker.env_steps, self.agent.learner_steps)
             refresh = time.monotonic() + _REFRESH
@@ -236,7 +237,7 @@ class _Training:
             report.write(step, result.metrics())
             if result.video:
                 report.video(step, result.video)
-        if result.mean <= self.tracker.best:
+        if self.tracker.best is not None and result.mean <= self.tracker.best:
             return False
         self.tracker.best = result.mean
         return True

@@ -238,6 +238,16 @@ def test_working_and_target_networks_follow_the_online_one(precision, target):
     assert any(moved) == (target != "fixed")
 
 
+def test_the_learning_rate_falls_to_its_end():
+    envs = make(kind="corridor", count=4, observation="onehot")
+    table = {"kind": "dqn", "learning_rate": 1e-2, "learning_rate_end": 1e-3, "learning_starts": 50}
+    agent = build(envs.layout, 2, env_steps=1000, **table)
+    train(envs, agent, 500)
+    assert agent.optimizer.param_groups[0]["lr"] == pytest.approx(5.5e-3, rel=0.02)
+    train(envs, agent, 1200)
+    assert agent.optimizer.param_groups[0]["lr"] == 1e-3
+
+
 def test_learner_steps_are_due_by_env_steps_whatever_the_number_of_environments():
     for count in (1, 3, 8):
         envs = make(kind="corridor", count=count, observation="onehot")

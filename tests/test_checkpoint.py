@@ -168,6 +168,9 @@ def test_damage_is_noticed_named_and_worked_around(tmp_path, name, damage):
     with pytest.raises(RunError, match=str(folder)):
         checkpoints.find()
     assert checkpoints.newest().step == 1
+    checkpoints.save(3, ring(), agent=Thing(STATE))  # goes on as if the damaged one had never been
+    assert checkpoints.steps() == [1, 3]
+    assert folder.with_suffix(".damaged").is_dir()
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):

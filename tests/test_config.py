@@ -94,8 +94,8 @@ def test_another_kind_drops_what_the_file_said_of_the_former() -> None:
     soft = toml.load(PONG, ["agent.target.kind=soft"])
     assert isinstance(soft.agent, DQN)
     assert soft.agent.target == SoftTarget()
-    table = toml.load(PONG, ["agent.kind=q_learning"])
-    assert table.agent == QLearning(n_step=3)
+    table = toml.load(PONG, ["agent.kind=q_learning", "agent.learn_from=replay"])
+    assert table.agent == QLearning(n_step=3, learn_from="replay")
     assert toml.load(PONG, ["env.kind=cartpole"]).env == CartPole()
 
 
@@ -151,6 +151,13 @@ def test_a_replay_too_small_for_one_stack_is_refused() -> None:
     assert line.startswith("agent.replay.capacity must hold at least 8 timesteps of each environment")
     assert line.endswith("got 40 for 8 environments; set agent.replay.capacity to 64 or more")
     assert toml.load(PONG, ["agent.replay.capacity=64"]).agent.replay.capacity == 64
+
+
+def test_a_table_that_learns_online_has_no_n_step_returns() -> None:
+    (line,) = complaints(PONG, "agent.kind=q_learning")
+    assert line == (
+        "agent.n_step must be 1 where agent.learn_from is online, got 3; set agent.learn_from to replay"
+    )
 
 
 def test_all_mistakes_are_told_at_once() -> None:

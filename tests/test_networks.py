@@ -55,6 +55,21 @@ def test_every_input_has_a_body_and_every_weight_a_gradient(name, options, narro
     assert sum(float(p.grad.abs().sum()) > 0 for p in net.parameters()) >= len(list(net.parameters())) - 2
 
 
+def test_the_arcade_cnn_has_the_sizes_of_the_paper():
+    net = network(LAYOUTS["atari"][0], body="arcade_cnn", hidden=[256])
+    shapes = [tuple(p.shape) for p in net.parameters() if p.dim() > 1]
+    assert shapes == [(16, 4, 8, 8), (32, 16, 4, 4), (256, 2592), (10, 256)]
+
+
+def test_layer_norm_keeps_every_layer_alive():
+    layout, obs = LAYOUTS["atari"]
+    plain, normalised = network(layout), network(layout, layer_norm=True)
+    for net in (plain, normalised):  # as a first learner step that went too far would leave it
+        torch.nn.init.constant_(net.bodies[0].convolutions[0].bias, -100.0)
+    assert plain(obs).std(0).max() == 0
+    assert normalised(obs).std(0).min() > 0
+
+
 def test_the_nature_cnn_has_the_sizes_of_the_paper():
     net = network(LAYOUTS["atari"][0])
     shapes = [tuple(p.shape) for p in net.parameters() if p.dim() > 1]

@@ -62,20 +62,25 @@ class Convolutions(nn.Module):
     Args:
         leaf: an image, [channels, height, width].
         layers: (channels, kernel, stride) of each convolution.
+        layer_norm: normalise each convolution's output over channels and pixels, before the ReLU.
     """
 
-    def __init__(self, leaf: Leaf, layers: tuple[tuple[int, int, int], ...]) -> None:
+    def __init__(self, leaf: Leaf, layers: tuple[tuple[int, int, int], ...], *, layer_norm: bool) -> None:
         super().__init__()
         channels, height, width = leaf.shape
         self._scale = leaf.scale
         self.layers: list[nn.Conv2d] = []
+        norms: list[nn.LayerNorm] = []
         for out, kernel, stride in layers:
             kernel = min(kernel, height, width)
             self.layers.append(nn.Conv2d(channels, out, kernel, stride))
             channels = out
             height, width = ((side - kernel) // stride + 1 for side in (height, width))
+            if layer_norm:
+                norms.append(nn.LayerNorm([height, width, channels]))
         self.convolutions = nn.ModuleList(self.layers)
         self.convolutions.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.norms = nn.ModuleList(norms)
         self.features = channels * height * width
 
     def prepare(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,7 +94,10 @@ class Convolutions(nn.Module):
         """Returns [B, features]; what is scaled is the first weights, which are fewer than the pixels."""
         for index, layer in enumerate(self.layers):
             weight = layer.weight if index else layer.weight * self._scale
-            x = F.relu(F.conv2d(x, weight, layer.bias, layer.stride), inplace=True)
+            x = F.conv2d(x, weight, layer.bias, layer.stride)
+            if self.norms:  # over height, width and channels, as they lie in memory
+                x = self.norms[index](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            x = F.relu(x, inplace=True)
         return x.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory: no copy
 
 
@@ -100,7 +108,7 @@ LAYERS = {  # channels, kernel, stride
 }
 
 
-def make(body: str, leaf: Leaf) -> OneHot | Flat | Convolutions:
+def make(body: str, leaf: Leaf, *, layer_norm: bool = False) -> OneHot | Flat | Convolutions:
     """Returns the body for one input; `auto` chooses by its kind and size."""
     if leaf.kind == "index":
         return OneHot(leaf)
@@ -113,4 +121,4 @@ def make(body: str, leaf: Leaf) -> OneHot | Flat | Convolutions:
             f"agent.network.body must be small_cnn for images under {SMALL} pixels, got {body} for "
             f"{leaf.shape[1]}x{leaf.shape[2]}"
         )
-    return Convolutions(leaf, LAYERS[body])
+    return Convolutions(leaf, LAYERS[body], layer_norm=layer_norm)

@@ -27,7 +27,10 @@ class Network(nn.Module):
         super().__init__()
         leaves = layout if isinstance(layout, dict) else {"obs": layout}
         hidden = config.hidden or ((512,) if bodies.has_pixels(layout) else (128, 128))
-        self._inputs = {name: bodies.make(config.body, leaf) for name, leaf in leaves.items()}
+        self._inputs = {
+            name: bodies.make(config.body, leaf, layer_norm=config.layer_norm)
+            for name, leaf in leaves.items()
+        }
         self.bodies = nn.ModuleList(self._inputs.values())
         sizes = [sum(body.features for body in self._inputs.values()), *hidden]
         self.dense = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
