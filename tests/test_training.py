@@ -48,6 +48,12 @@ GRID = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The same bits need the same number of threads, here and in processes of their own."""
+    torch.set_num_threads(1)
+
+
 def train(table, out, *overrides, **options):
     return rlagents.train(table, *overrides, out=out, quiet=True, **options)
 
@@ -104,7 +110,8 @@ def test_every_experiment_runs_for_a_minute(name, tmp_path):
 def test_a_resumed_run_ends_as_one_never_interrupted(table, tmp_path):
     whole = train(table, tmp_path / "whole")
     code = f"""
-import json, os, signal, rlagents, rlagents.training as training
+import json, os, signal, rlagents, torch, rlagents.training as training
+torch.set_num_threads(1)
 save, count = training._Training._save, []
 def kill(self, **options):
     save(self, **options)
@@ -197,3 +204,14 @@ rlagents.train(table, *{small!r}, out={str(tmp_path / "run")!r}, wandb="offline"
     assert list(folder.rglob("*.mp4"))
     assert list((tmp_path / "run" / "videos").glob("*.mp4"))
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_table_is_printed_beside_the_exact_one(tmp_path, capsys):
+    rlagents.train({**GRID, "agent": {**GRID["agent"], "learning_rate": 1.0}}, out=tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("V")
+    assert lines[start + 1].split() == ["0.810000", "0.900000", "1.000000"]
+    assert lines[start + 2].split() == ["0.900000", "1.000000", "goal"]
+    assert lines[start + 4].split() == ["(1,1)", "-", "0.810000", "0.810000", "-"]
+    (distance,) = [line.split()[-1] for line in lines if line.startswith("largest distance from Q*")]
+    assert float(distance) < 1e-6
