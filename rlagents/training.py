@@ -20,7 +20,7 @@ from rlagents.config import Experiment
 from rlagents.errors import RunError
 from rlagents.evaluation import Evaluation, evaluation_seed, recorded
 from rlagents.loop import Trail, interact
-from rlagents.report import Console, JsonLines, Report, TensorBoard, Wandb
+from rlagents.report import Console, JsonLines, Report, Several, TensorBoard, Wandb
 from rlagents.schedules import Every
 from rlagents.seeding import Streams
 from rlagents.types import Metrics, State, Step
@@ -200,16 +200,17 @@ class _Training:
     def _open(self, stack: ExitStack) -> None:
         run, resumed = self.run, self.resumed
         self.console = Console(self.experiment.run.env_steps, quiet=self.quiet)
-        self.timings = JsonLines(run / "timings.jsonl", resume=resumed)
-        both: list[Report] = [TensorBoard(run / "tensorboard", resume=resumed)]
+        metrics, timings = (
+            JsonLines(run / f"{name}.jsonl", resume=resumed) for name in ("metrics", "timings")
+        )
+        curves: list[Report] = [TensorBoard(run / "tensorboard", resume=resumed)]
         if self.wandb != "off":
             config = self.experiment.model_dump(mode="json")
             name = f"{self.experiment.run.name}-{run.name}"
-            both.append(Wandb(run, mode=self.wandb, config=config, name=name, run_id=runs.identity(run)))
-        self.records: list[Report] = [JsonLines(run / "metrics.jsonl", resume=resumed), *both]
-        self.curves = both
-        for report in [*self.records, self.timings, self.console]:
-            stack.enter_context(closing(report))
+            curves.append(Wandb(run, mode=self.wandb, config=config, name=name, run_id=runs.identity(run)))
+        # Metrics are the same in every run of a seed; what depends on the clock has a file of its own.
+        self.metrics, self.speeds = Several([metrics, *curves]), Several([timings, *curves])
+        stack.enter_context(closing(Several([metrics, timings, *curves, self.console])))
 
     def _values(self, metrics: Metrics) -> dict[str, float]:
         learned = {f"train/{name}": float(value) for name, value in metrics.items()}
@@ -222,18 +223,14 @@ class _Training:
         return {**self.tracker.metrics(), "train/epsilon": self.agent.epsilon, **learned}
 
     def _write(self, step: int, values: Mapping[str, float], speeds: Mapping[str, float]) -> None:
-        """Metrics are the same in every run of a seed; what depends on the clock has a file of its own."""
-        for report in self.records:
-            report.write(step, values)
-        self.timings.write(step, speeds)
-        for report in self.curves:
-            report.write(step, speeds)
+        self.metrics.write(step, values)
+        self.speeds.write(step, speeds)
         self.console.write(step, {**values, **speeds})
 
     def _evaluate(self, step: int) -> bool:
         """Plays greedily in fresh environments; returns whether it never went better."""
         result = self._play(step)
-        for report in [*self.records, self.console]:
+        for report in (self.metrics, self.console):
             report.write(step, result.metrics())
             if result.video:
                 report.video(step, result.video)
