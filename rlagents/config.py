@@ -123,6 +123,9 @@ class Network(Model):
     )
     dueling: bool = Field(default=False, description="value and advantage streams (Wang et al. 2016)")
     layer_norm: bool = Field(default=False, description="LayerNorm before each ReLU, so that no layer dies")
+    subtract_mean: bool = Field(
+        default=False, description="images minus the mean image of the replay at the first learner step"
+    )
 
 
 class Learner(Model):

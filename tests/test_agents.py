@@ -12,7 +12,7 @@ from rlagents.agents.values import Scalar
 from rlagents.config import AgentConfig
 from rlagents.loop import Trail, interact
 from rlagents.seeding import Streams
-from rlagents.types import Batch
+from rlagents.types import Batch, Step
 from rlagents_envs.vector import Leaf
 
 CPU = torch.device("cpu")
@@ -236,6 +236,30 @@ def test_working_and_target_networks_follow_the_online_one(precision, target):
         assert torch.equal(new.to(work.dtype), work)
     moved = [not torch.equal(a, b) for a, b in zip(still, agent.target.parameters(), strict=True)]
     assert any(moved) == (target != "fixed")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_mean_image_is_taken_before_the_first_learner_step_and_kept(precision):
+    leaf = Leaf("pixels", (4, 84, 84), "uint8", 4, scale=1 / 255)
+    table = {"kind": "dqn", "precision": precision, "network": {"subtract_mean": True}, "learn_every": 4}
+    table |= {"replay": {"capacity": 400}, "batch_size": 2, "learning_starts": 100, "n_step": 1}
+    agent = build(leaf, 6, **table)
+    means, no = [], torch.zeros(4, dtype=torch.bool)
+    for time in range(40):
+        agent.learn()
+        means.append(agent.online.bodies[0].mean.clone())
+        obs = pixels(4, seed=time)
+        agent.observe(Step(obs, torch.zeros(4).long(), torch.ones(4), no, no, obs, no, no))
+    assert agent.learner_steps > 1
+    assert not means[0].any()
+    assert means[-1][-1].mean() == pytest.approx(127.5, abs=3)  # of the newest frames, each seen
+    later = [mean for mean in means if mean.any()]
+    assert all(torch.equal(mean, later[0]) for mean in later)
+    twin = build(leaf, 6, seed=2, **table)
+    twin.load_state_dict(agent.state_dict())
+    for network in (agent.working, agent.target, twin.online, twin.working, twin.target):
+        assert torch.equal(network.bodies[0].mean.float(), means[-1].float())
+    assert torch.equal(twin.q_values(pixels()), agent.q_values(pixels()))
 
 
 def test_the_learning_rate_falls_to_its_end():

@@ -39,7 +39,13 @@ LAYOUTS["all"] = (
 
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize(
-    "options", [{}, {"dueling": True, "layer_norm": True, "hidden": [16, 8]}, {"body": "mlp"}]
+    "options",
+    [
+        {},
+        {"dueling": True, "layer_norm": True, "hidden": [16, 8]},
+        {"body": "mlp"},
+        {"subtract_mean": True},
+    ],
 )
 @pytest.mark.parametrize("narrow", [False, True])
 def test_every_input_has_a_body_and_every_weight_a_gradient(name, options, narrow):
@@ -68,6 +74,31 @@ def test_layer_norm_keeps_every_layer_alive():
         torch.nn.init.constant_(net.bodies[0].convolutions[0].bias, -100.0)
     assert plain(obs).std(0).max() == 0
     assert normalised(obs).std(0).min() > 0
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_mean_image_is_subtracted_from_bytes_exactly(narrow):
+    layout, obs = LAYOUTS["atari"]
+    plain, centred = network(layout, hidden=[16]), network(layout, hidden=[16], subtract_mean=True)
+    if narrow:
+        centred.narrow_()
+    (before,) = centred.prepare(obs)
+    assert torch.equal(before.float(), obs.float())
+    centred.centre_(obs)
+    (after,) = centred.prepare(obs)
+    assert torch.equal(after.float(), obs.float() - obs.float().mean(0).round())
+    plain.centre_(obs)
+    assert torch.equal(plain.prepare(obs)[0], obs.float())
+
+
+def test_a_still_background_does_not_reach_the_units_of_a_centred_network():
+    layout = LAYOUTS["atari"][0]
+    net = network(layout, hidden=[16], subtract_mean=True)
+    background = torch.randint(0, 255, (1, 4, 84, 84), dtype=torch.uint8)
+    net.centre_(background.expand(5, -1, -1, -1))
+    units = net.bodies[0](net.prepare(background)[0])
+    torch.nn.init.zeros_(net.bodies[0].convolutions[0].weight)
+    torch.testing.assert_close(units, net.bodies[0](net.prepare(background)[0]))
 
 
 def test_the_nature_cnn_has_the_sizes_of_the_paper():

@@ -122,7 +122,11 @@ class DQN:
             return {}
         before, self._learned = self._learned, self.env_steps
         metrics: Metrics = {}
-        for _ in range(self._learn.due(before, self.env_steps)):
+        due = self._learn.due(before, self.env_steps)
+        if due and not self.learner_steps:
+            self.online.centre_(self.replay.sample(_CENTRE).obs)
+            self._share()
+        for _ in range(due):
             metrics = self._update(self.replay.sample(self.config.batch_size))
         target = self.config.target
         if isinstance(target, FixedTarget) and Every(target.sync_every).due(before, self.env_steps):
@@ -145,6 +149,12 @@ class DQN:
         self.learner_steps += 1
         self.replay.sampler.update(batch.row, loss.detach())
         return {"loss": loss.detach().mean(), "q_mean": self.values.mean(params.detach()).mean()}
+
+    def _share(self) -> None:
+        """Gives the working and the target network what the online one holds beside its weights."""
+        for network in (self.working, self.target):
+            for mine, theirs in zip(network.buffers(), self.online.buffers(), strict=True):
+                mine.copy_(theirs)
 
     def _step(self) -> None:
         """Moves the online weights along the gradient that lies on the working ones."""
@@ -186,6 +196,7 @@ class DQN:
     def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` returned."""
         self.online.load_state_dict(state["policy"])
+        self._share()
         if self._renewed:
             _copy(self._renewed, self._parameters)
         names = [name for name, _ in self.online.named_parameters()]
@@ -206,6 +217,7 @@ class DQN:
         self._sampling.set_state(state["random"]["replay"].cpu())
 
 
+_CENTRE = 512  # observations that the mean image is taken of
 _COUNTERS = ("env_steps", "learner_steps", "_learned")
 
 

@@ -63,10 +63,15 @@ class Convolutions(nn.Module):
         leaf: an image, [channels, height, width].
         layers: (channels, kernel, stride) of each convolution.
         layer_norm: normalise each convolution's output over channels and pixels, before the ReLU.
+        subtract_mean: have a mean image, all zero at first, that is subtracted.
     """
 
-    def __init__(self, leaf: Leaf, layers: tuple[tuple[int, int, int], ...], *, layer_norm: bool) -> None:
+    def __init__(
+        self, leaf: Leaf, layers: tuple[tuple[int, int, int], ...], *, layer_norm: bool, subtract_mean: bool
+    ) -> None:
         super().__init__()
+        self.mean: Tensor | None
+        self.register_buffer("mean", torch.zeros(leaf.shape) if subtract_mean else None)
         channels, height, width = leaf.shape
         self._scale = leaf.scale
         self.layers: list[nn.Conv2d] = []
@@ -88,7 +93,18 @@ class Convolutions(nn.Module):
 
         Two passes, dtype first, are twice as fast as one `to` that does both.
         """
-        return x.to(dtype).contiguous(memory_format=torch.channels_last)
+        x = x.to(dtype) if self.mean is None else (x - self.mean).to(dtype)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def centre_(self, x: Tensor) -> None:
+        """Takes the mean of images [B, *O], which is subtracted from now on; of bytes rounded, exact in bfloat16.
+
+        A background that never changes drives every unit of the first layer the same way, and the first
+        learner steps often push them all below zero for good; without it, they see what moves.
+        """
+        if self.mean is not None:
+            mean = x.float().mean(0)
+            self.mean.copy_(mean if x.is_floating_point() else mean.round())
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [B, features]; what is scaled is the first weights, which are fewer than the pixels."""
@@ -108,7 +124,9 @@ LAYERS = {  # channels, kernel, stride
 }
 
 
-def make(body: str, leaf: Leaf, *, layer_norm: bool = False) -> OneHot | Flat | Convolutions:
+def make(
+    body: str, leaf: Leaf, *, layer_norm: bool = False, subtract_mean: bool = False
+) -> OneHot | Flat | Convolutions:
     """Returns the body for one input; `auto` chooses by its kind and size."""
     if leaf.kind == "index":
         return OneHot(leaf)
@@ -121,4 +139,4 @@ def make(body: str, leaf: Leaf, *, layer_norm: bool = False) -> OneHot | Flat | 
             f"agent.network.body must be small_cnn for images under {SMALL} pixels, got {body} for "
             f"{leaf.shape[1]}x{leaf.shape[2]}"
         )
-    return Convolutions(leaf, LAYERS[body], layer_norm=layer_norm)
+    return Convolutions(leaf, LAYERS[body], layer_norm=layer_norm, subtract_mean=subtract_mean)

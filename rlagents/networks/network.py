@@ -28,7 +28,9 @@ class Network(nn.Module):
         leaves = layout if isinstance(layout, dict) else {"obs": layout}
         hidden = config.hidden or ((512,) if bodies.has_pixels(layout) else (128, 128))
         self._inputs = {
-            name: bodies.make(config.body, leaf, layer_norm=config.layer_norm)
+            name: bodies.make(
+                config.body, leaf, layer_norm=config.layer_norm, subtract_mean=config.subtract_mean
+            )
             for name, leaf in leaves.items()
         }
         self.bodies = nn.ModuleList(self._inputs.values())
@@ -46,6 +48,13 @@ class Network(nn.Module):
         for part in (self.bodies, self.dense, self.norms):
             part.to(self._dtype)
         return self
+
+    def centre_(self, obs: Obs) -> None:
+        """Takes the mean of observations [B, *O] for what bodies subtract from images, if they do."""
+        inputs = {"obs": obs} if isinstance(obs, Tensor) else obs
+        for name, body in self._inputs.items():
+            if isinstance(body, bodies.Convolutions):
+                body.centre_(inputs[name])
 
     def prepare(self, obs: Obs) -> list[Tensor]:
         """Returns observations [B, *O] in the dtype and layout that `compute` wants, for several uses."""
