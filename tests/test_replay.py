@@ -152,7 +152,7 @@ def test_a_final_row_or_a_torn_one_is_never_sampled(environments, stack, n_step,
     replay = ring(layout_of(stack), environments=environments, rows=rows, n_step=n_step)
     for step in naive.steps:
         replay.add(step, step.reward)
-        final = replay._final.view(-1)
+        final = torch.from_numpy(replay._final).view(-1)
         assert not final[sampleable(replay)].any()
         assert len(replay) == len(sampleable(replay)) <= rows * environments
     if len(replay):

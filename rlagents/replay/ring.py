@@ -9,13 +9,22 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rlagents.replay.sampling import Sampler
+from rlagents.replay.sampling import Sampler, put
 from rlagents.types import Batch, Obs, Step
 from rlagents_envs.vector import Layout, Leaf
 
 _ALONE = ""  # the name of an observation that is no dictionary
+# What is kept of a timestep beside its frames, in one piece, so that writing it is one copy.
+_RECORD = np.dtype(
+    {
+        "names": ["reward", "action", "terminated", "ended", "age"],
+        "formats": ["f4", "i4", "?", "?", "u1"],
+        "itemsize": 12,
+    }
+)
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "int64": torch.int64}
 
 
@@ -65,17 +74,19 @@ class Ring:
             name: self._zeros(flat + 1, *_frame(leaf), dtype=_DTYPES[leaf.dtype])
             for name, leaf in self._leaves.items()
         }
-        self._columns = {
-            "action": self._zeros(flat, dtype=torch.int64),
-            "reward": self._zeros(flat, dtype=torch.float32),
-            "terminated": self._zeros(flat, dtype=torch.bool),
-            "ended": self._zeros(flat, dtype=torch.bool),  # no return reaches across
-            "age": self._zeros(flat, dtype=torch.uint8),  # frames of its episode before it, at most 255
+        self._records = self._zeros(flat, _RECORD.itemsize, dtype=torch.uint8)
+        self._columns = {  # views of the records
+            "reward": self._records.view(torch.float32)[:, 0],
+            "action": self._records.view(torch.int32)[:, 1],
+            "terminated": self._records[:, 8].view(torch.bool),
+            "ended": self._records[:, 9].view(torch.bool),  # no return reaches across
+            "age": self._records[:, 10],  # frames of its episode before it, at most 255
         }
+        self._newest = np.zeros(environments, _RECORD)  # the records of one time, put together here
+        self._newest_bytes = torch.as_tensor(self._newest.view(np.uint8).reshape(environments, -1))
         self._mask: Tensor | None = None  # [T * N, A], from the first mask on
-        self._final = torch.ones(rows, environments, dtype=torch.bool)  # on the CPU, where rows are counted
-        self._age = torch.zeros(environments, dtype=torch.uint8)
-        self._lanes = torch.arange(environments)
+        self._final = np.ones((rows, environments), np.bool_)  # on the CPU, where rows are counted
+        self._lanes = np.arange(environments)
         self._ahead = torch.arange(n_step, device=device)
         self._back = torch.arange(self.stack - 1, -1, -1, device=device)
         self._powers = discount ** torch.arange(n_step + 1, dtype=torch.float32, device=device)
@@ -93,7 +104,7 @@ class Ring:
     @property
     def nbytes(self) -> int:
         """Bytes of the rows when full."""
-        return sum(t.nbytes for t in [*self._frames.values(), *self._columns.values()])
+        return sum(t.nbytes for t in [*self._frames.values(), self._records])
 
     def add(self, step: Step, reward: Tensor) -> None:
         """Writes one timestep of every environment.
@@ -106,25 +117,27 @@ class Ring:
         slot = self.time % self.rows
         row = slice(slot * self.environments, (slot + 1) * self.environments)
         for name, obs in _named(step.obs).items():
-            self._frames[name][row] = _newest(obs, self._leaves[name])
-        self._age = torch.where(step.first, 0, self._age + (self._age < 255))
-        columns = self._columns
-        columns["action"][row] = step.action
-        columns["reward"][row] = reward
-        columns["terminated"][row] = step.terminated
-        columns["ended"][row] = step.terminated | step.truncated
-        columns["age"][row] = self._age
+            put(self._frames[name], row, _newest(obs, self._leaves[name]))
+        record, final = self._newest, step.final.numpy()
+        age = record["age"]
+        age += age < 255
+        age[step.first.numpy()] = 0
+        record["reward"] = reward.numpy()
+        record["action"] = step.action.numpy()
+        record["terminated"] = step.terminated.numpy()
+        record["ended"] = record["terminated"] | step.truncated.numpy()
+        put(self._records, row, self._newest_bytes)
         if step.mask is not None and self._mask is None:
             self._mask = torch.ones(
                 self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
             )
         if self._mask is not None:
             self._mask[row] = True if step.mask is None else step.mask
-        self._final[slot] = step.final
+        self._final[slot] = final
         self.time += 1
         self._allow(self.time - 1 - self.n_step)
 
-    def _sampleable(self, time: int) -> Tensor:
+    def _sampleable(self, time: int) -> NDArray[np.int64]:
         slot = time % self.rows
         return self._lanes[~self._final[slot]] + slot * self.environments
 
@@ -171,7 +184,7 @@ class Ring:
         seen = {name: self._stacked(name, both).chunk(2) for name in self._leaves}
         return Batch(
             obs=_joined({name: pair[0] for name, pair in seen.items()}),
-            action=columns["action"][row],
+            action=columns["action"][row].long(),
             reward=reward,
             discount=discount,
             next_obs=_joined({name: pair[1] for name, pair in seen.items()}),
@@ -193,20 +206,17 @@ class Ring:
 
     def window(self, start: int, stop: int) -> dict[str, Tensor]:
         """Returns copies of the rows of times [start, stop), on the CPU, for a checkpoint."""
-        slots = torch.arange(start, stop) % self.rows
-        flat = (slots[:, None] * self.environments + self._lanes).view(-1)
-        here = flat.to(self.device)
+        slots, here = self._slots(start, stop)
         parts = {name: column[here].cpu() for name, column in self._columns.items()}
         parts |= {f"obs.{name}": ring[here].cpu() for name, ring in self._frames.items()}
         if self._mask is not None:
             parts["mask"] = self._mask[here].cpu()
-        return parts | {"final": self._final[slots]}
+        return parts | {"final": torch.as_tensor(self._final[slots])}
 
     def restore(self, start: int, parts: Mapping[str, Tensor]) -> None:
         """Writes back what `window` returned for times from `start` on; windows come in order of time."""
         stop = start + len(parts["final"])
-        slots = torch.arange(start, stop) % self.rows
-        here = (slots[:, None] * self.environments + self._lanes).view(-1).to(self.device)
+        slots, here = self._slots(start, stop)
         for name, column in self._columns.items():
             column[here] = parts[name].to(self.device)
         for name, ring in self._frames.items():
@@ -217,9 +227,15 @@ class Ring:
                     self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
                 )
             self._mask[here] = parts["mask"].to(self.device)
-        self._final[slots] = parts["final"]
-        self._age = parts["age"].view(-1, self.environments)[-1].clone()
+        self._final[slots] = parts["final"].numpy()
+        self._newest["age"] = parts["age"].numpy()[-self.environments :]
         self.time = stop
+
+    def _slots(self, start: int, stop: int) -> tuple[NDArray[np.int64], Tensor]:
+        """Returns the slots of times [start, stop) and, on the device, all their rows."""
+        slots = np.arange(start, stop) % self.rows
+        rows = (slots[:, None] * self.environments + self._lanes).reshape(-1)
+        return slots, torch.as_tensor(rows).to(self.device)
 
     def reopen(self) -> None:
         """Makes sampleable what may be sampled, after the last `restore`."""

@@ -6,18 +6,28 @@ which they were written and forbidden in the same order, which is all that unifo
 
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+
+def put(to: Tensor, place: slice, value: Tensor) -> None:
+    """Writes to a part of a tensor; on the CPU through numpy, which starts a small copy much faster."""
+    if to.device.type == "cpu":
+        to.numpy()[place] = value.numpy()
+    else:
+        to[place] = value
 
 
 class Sampler(Protocol):
     """Draws rows of the ring."""
 
-    def allow(self, row: Tensor) -> None:
-        """Makes rows [M] int64, on the CPU, newer than all allowed so far, sampleable."""
+    def allow(self, row: NDArray[np.int64]) -> None:
+        """Makes rows [M], newer than all allowed so far, sampleable."""
         ...
 
-    def forbid(self, row: Tensor) -> None:
+    def forbid(self, row: NDArray[np.int64]) -> None:
         """Makes rows [M], the oldest of those allowed, unsampleable."""
         ...
 
@@ -51,16 +61,16 @@ class Uniform:
         self._ones = torch.ones(1, device=generator.device)
         self.clear()
 
-    def allow(self, row: Tensor) -> None:
+    def allow(self, row: NDArray[np.int64]) -> None:
         """Makes rows sampleable."""
         rows = len(self._queue)
         at, self._end = self._end % rows, self._end + len(row)
         head = min(len(row), rows - at)
-        self._queue[at : at + head] = row[:head]
+        put(self._queue, slice(at, at + head), torch.from_numpy(row[:head]))
         if head < len(row):
-            self._queue[: len(row) - head] = row[head:]
+            put(self._queue, slice(0, len(row) - head), torch.from_numpy(row[head:]))
 
-    def forbid(self, row: Tensor) -> None:
+    def forbid(self, row: NDArray[np.int64]) -> None:
         """Makes the oldest rows unsampleable."""
         self._start += len(row)
 
