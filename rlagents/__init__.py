@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 # Must precede the import of torch. OpenMP threads that spin for long beside emulator threads on the same
 # cores cost every operator a tick of the scheduler (8 ms); threads that sleep at once cost it a wake-up
 # (50 us). So: spin for some tens of microseconds, then sleep.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+SPIN_COUNT = "10000"
+os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 if TYPE_CHECKING:
     from rlagents.config import Experiment

@@ -8,11 +8,9 @@ change, so each checkpoint adds the segment of those that are new; those that no
 import hashlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +19,7 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor
 
 from rlagents.errors import RunError
+from rlagents.machine import versions
 from rlagents.replay import Ring
 from rlagents.types import State
 
@@ -264,12 +263,6 @@ class Checkpoints:
         for file in self._segments.glob("*.safetensors"):  # of a run that died between rows and manifest
             if int(file.name.split("-")[0]) >= replay.time:
                 file.unlink()
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions that a result depends on."""
-    names = ("rlagents", "torch", "numpy", "gymnasium", "ale-py")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def _flatten(state: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -3,9 +3,10 @@
 Nothing but click is imported before a command runs, so that `rlagents --help` answers at once.
 """
 
+import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -15,7 +16,9 @@ from rlagents.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from rlagents.config import Experiment
+    from rlagents.timing import Plan, Report
 
+_Command: TypeAlias = Callable[..., Any]
 _Wandb: TypeAlias = Literal["off", "offline", "online"]
 _RUN = "rlagents.run"  # where the context keeps the directory of the run that is being trained
 
@@ -207,6 +210,121 @@ def show(experiment: str, settings: tuple[str, ...]) -> None:
     from rlagents import experiments, toml
 
     _write(toml.dump(experiments.load(experiment, settings)).rstrip("\n"))
+
+
+@main.group()
+def bench() -> None:
+    """Measure how fast this machine is at the parts and the whole of a training."""
+
+
+def _bench(name: str, experiment: str, seconds: float) -> Callable[[Callable[..., "Report"]], click.Command]:
+    """Makes a command of what returns a report: it gets the plan, and the options that are its own."""
+
+    def make(measure: Callable[..., "Report"]) -> click.Command:
+        @bench.command(name)
+        @click.argument("arguments", metavar="[EXPERIMENT] [KEY=VALUE]...", nargs=-1)
+        @click.option(
+            "--repeat", type=click.IntRange(1), default=5, show_default=True, help="Pieces of each."
+        )
+        @click.option(
+            "--seconds",
+            type=click.FloatRange(0, min_open=True),
+            default=seconds,
+            show_default=True,
+            help="Length of a piece.",
+        )
+        @click.option(
+            "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write every sample here."
+        )
+        @functools.wraps(measure)
+        def command(
+            arguments: tuple[str, ...], repeat: int, seconds: float, file: Path | None, **options: Any
+        ) -> None:
+            from rlagents import experiments
+            from rlagents.timing import Plan
+
+            named = bool(arguments) and "=" not in arguments[0]
+            path = experiments.find(arguments[0] if named else experiment)
+            _importable(path)
+            report = measure(Plan(path, arguments[named:], repeat, seconds), **options)
+            report.show()
+            if file:
+                report.write(file)
+
+        return command
+
+    return make
+
+
+def _precisions(command: _Command) -> _Command:
+    """Adds the option that stands for `agent.precision`."""
+    choice, both = click.Choice(["float32", "bfloat16"]), ("float32", "bfloat16")
+    text = "In place of agent.precision; may be repeated."
+    return click.option(
+        "--precision", "precisions", type=choice, multiple=True, default=both, show_default=True, help=text
+    )(command)
+
+
+def _batches(*sizes: int) -> Callable[[_Command], _Command]:
+    """Adds the option that stands for `agent.batch_size`."""
+    text = "In place of agent.batch_size; may be repeated."
+    return click.option(
+        "--batch",
+        "batches",
+        type=click.IntRange(1),
+        multiple=True,
+        default=sizes,
+        show_default=True,
+        help=text,
+    )
+
+
+@_bench("env", "pong-dqn", 2.0)
+@click.option("--all", "everything", is_flag=True, help="Every backend in place of the experiment's.")
+@click.option("--act", is_flag=True, help="Also with the agent that acts, in one batched pass.")
+def _bench_env(plan: "Plan", everything: bool, act: bool) -> "Report":
+    """Env steps a second of the environments of EXPERIMENT alone."""
+    from rlagents import bench
+
+    return bench.env(plan, everything=everything, act=act)
+
+
+@_bench("update", "pong-dqn", 2.0)
+@_batches(32, 64, 256)
+@_precisions
+def _bench_update(plan: "Plan", batches: tuple[int, ...], precisions: tuple[str, ...]) -> "Report":
+    """Updates a second of the learner of EXPERIMENT alone."""
+    from rlagents import bench
+
+    return bench.update(plan, batches=batches, precisions=precisions)
+
+
+@_bench("replay", "pong-dqn", 1.0)
+@_batches(32, 256)
+def _bench_replay(plan: "Plan", batches: tuple[int, ...]) -> "Report":
+    """Insertion, sampling and memory of the replay of EXPERIMENT, beside Stable-Baselines3's."""
+    from rlagents import bench
+
+    return bench.replay(plan, batches=batches)
+
+
+@_bench("train", "pong-dqn-nature", 10.0)
+@_precisions
+def _bench_train(plan: "Plan", precisions: tuple[str, ...]) -> "Report":
+    """Env steps and updates a second while EXPERIMENT trains."""
+    from rlagents import bench
+
+    return bench.train(plan, precisions=precisions)
+
+
+@_bench("peers", "pong-dqn-nature", 20.0)
+@_precisions
+@click.option("--until", "score", type=float, metavar="SCORE", help="Train to this greedy mean instead.")
+def _bench_peers(plan: "Plan", precisions: tuple[str, ...], score: float | None) -> "Report":
+    """EXPERIMENT here and in Stable-Baselines3's DQN, in turn, each time in a process of its own."""
+    from rlagents.peers import compare
+
+    return compare.compare(plan, precisions=precisions, score=score)
 
 
 def _importable(file: Path | None) -> None:

@@ -6,8 +6,6 @@ games. Nothing here touches the random streams of a training that goes on.
 
 import hashlib
 import json as json_format
-import os
-import platform
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -21,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlagents import runs
-from rlagents.checkpoint import versions
 from rlagents.config import Experiment
 from rlagents.errors import RunError, UsageError
+from rlagents.machine import describe, line, versions
 from rlagents.types import Agent, each
 from rlagents.video import Frame, Painter, Stop, Video, Window
 from rlagents_envs.config import Atari, EnvConfig
@@ -278,9 +276,9 @@ def evaluate(
             "checkpoint_step": loaded.step,
             **result.as_dict(),
             "versions": versions(),
-            "hardware": _hardware(agent.device),
+            "hardware": line(describe(agent.device)),
         }
-        _write(Path(json), known)
+        write_json(Path(json), known)
     return result
 
 
@@ -334,14 +332,12 @@ def frames_per_second(env: EnvConfig) -> float:
     return 50 if env.kind == "cartpole" else 10
 
 
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file that is either whole or not there.
 
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file that is either whole or not there."""
+    Raises:
+        RunError: it cannot be written.
+    """
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,10 @@ import torch
 
 import rlagents_envs
 from rlagents import agents, toml
-from rlagents.checkpoint import Checkpoints, versions
+from rlagents.checkpoint import Checkpoints
 from rlagents.config import EnvConfig, Experiment
 from rlagents.errors import RunError, UsageError
+from rlagents.machine import versions
 from rlagents.networks import has_pixels
 from rlagents.seeding import Streams
 from rlagents_envs.vector import Environments

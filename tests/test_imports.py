@@ -7,7 +7,16 @@ import sys
 import pytest
 
 # Heavy or optional: each loads only where it is used.
-ON_USE = {"ale_py", "imageio_ffmpeg", "matplotlib", "pygame", "stable_baselines3", "tensorboard", "wandb"}
+ON_USE = {
+    "ale_py",
+    "cv2",
+    "imageio_ffmpeg",
+    "matplotlib",
+    "pygame",
+    "stable_baselines3",
+    "tensorboard",
+    "wandb",
+}
 
 
 def loaded(code: str) -> set[str]:
@@ -43,7 +52,11 @@ except SystemExit as stop:
 """
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--help")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("--version",), ("train", "--help"), ("bench", "peers", "--help")],
+    ids=" ".join,
+)
 def test_help_loads_no_library_but_click(arguments: tuple[str, ...]) -> None:
     heavy = {"torch", "gymnasium", "numpy", "pydantic", "rlagents_envs"} | ON_USE
     assert not loaded(command(*arguments)) & heavy

@@ -1,0 +1,237 @@
+"""What `rlagents bench` measures in this process: environments, learner, replay, and all of it in the loop.
+
+The one idea: nothing here is a model of the real thing. Frames come from the real environments, rows go
+through the real replay, and learning happens in the real loop; a benchmark decides only what is left out.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from itertools import cycle, islice, product
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from rlagents import agents, machine, runs, toml
+from rlagents.config import DQN, Experiment
+from rlagents.errors import UsageError
+from rlagents.loop import Trail, interact
+from rlagents.peers import MISSING, OURS, SB3_PACKAGE, Store, installed
+from rlagents.seeding import Streams
+from rlagents.timing import Plan, Report, Row, Thing, measure, ratio
+from rlagents.training import Tracker
+from rlagents.types import Agent, Metrics, Step, each
+from rlagents_envs.config import Atari, CartPole, EnvConfig, Gridworld, Gymnasium
+from rlagents_envs.vector import Environments
+
+_Learner: TypeAlias = agents.DQN | agents.QLearning
+# What most of a training is like: it learns, and epsilon has come to its end. The user's settings win.
+LASTING = ("agent.learning_starts=1000", "agent.exploration.steps=0")
+_RANDOM = ("agent.exploration.start=1.0", "agent.exploration.end=1.0")
+_NEVER = f"agent.learning_starts={2**40}"
+_RECORDED = 64  # ticks of the real environments that fill a replay, over and over
+_BACKENDS: tuple[EnvConfig, ...] = (
+    Gridworld(count=8),
+    Gymnasium(id="FrozenLake-v1", backend="sync", count=8),
+    Gymnasium(id="FrozenLake-v1", backend="async", count=8),
+    *(CartPole(count=count) for count in (8, 64, 1024)),
+    *(Atari(game="pong", count=count) for count in (1, 8, 16)),
+)
+
+
+def env(plan: Plan, *, everything: bool = False, act: bool = False) -> Report:
+    """Times environments alone, with random actions.
+
+    Args:
+        plan: with the experiment whose environments they are.
+        everything: every backend, as it comes, in place of the experiment's.
+        act: also the experiment's with its agent, which acts and does not learn.
+    """
+    experiment = plan.experiment()
+    on = runs.choose_device(experiment.run.device)
+    players = [(config, False) for config in (_BACKENDS if everything else (experiment.env,))]
+    if act:
+        players.append((experiment.env, True))
+    things: list[Thing] = []
+    with ExitStack() as stack:
+        for config, acts in players:
+            envs = stack.enter_context(closing(runs.environments(config)))
+            agent = runs.agent(experiment, envs, on) if acts else None
+            name = f"{_task(config)}, {'agent acts' if acts else 'random'}"
+            things.append(Thing(name, ("env steps/s",), _playing(envs, agent)))
+        return _report("bench env", plan, experiment, on, measure(things, plan, on))
+
+
+def update(plan: Plan, *, batches: Sequence[int], precisions: Sequence[str]) -> Report:
+    """Times the learner of a DQN on a replay filled by random play, for each batch size and precision.
+
+    It learns through `learn`, while the env steps are counted up as if they were made: so the target network
+    is renewed as often as in a training.
+    """
+    experiment = plan.experiment("agent.learning_starts=4000")
+    on = runs.choose_device(experiment.run.device)
+    if not isinstance(experiment.agent, DQN):
+        raise UsageError(f"agent.kind must be dqn for bench update, got {experiment.agent.kind}")
+    things: list[Thing] = []
+    for batch, precision in product(batches, precisions):
+        settings = (f"agent.batch_size={batch}", f"agent.precision={precision}", *_RANDOM)
+        learner = _updating(toml.load(experiment, settings), on)
+        things.append(Thing(f"batch {batch}, {precision}", ("updates/s",), learner))
+    return _report("bench update", plan, experiment, on, measure(things, plan, on))
+
+
+def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
+    """Times a full replay of the experiment's observations, beside Stable-Baselines3's two if installed."""
+    experiment = plan.experiment()
+    random = toml.load(experiment, (*_RANDOM, _NEVER))
+    on, count = runs.choose_device(experiment.run.device), experiment.env.count
+    with closing(runs.environments(experiment.env)) as envs:
+        ring = runs.agent(experiment, envs, on).replay
+        if ring is None:
+            raise UsageError("agent.learn_from must be replay for bench replay, got online")
+        ticks = _loop(random, envs, runs.agent(random, envs, on))
+        steps = [step for step, _ in islice(ticks, _RECORDED)]
+        stores = {OURS: Store(ring.add, [(step, step.reward) for step in steps], ring.sample, ring.nbytes)}
+        if compared := installed():
+            from rlagents.peers import sb3
+
+            stores |= sb3.stores(experiment, envs, steps, on)
+    memory = [row for name, store in stores.items() for row in _filled(name, store, experiment, on)]
+    insert, *sample = operations = (f"insert × {count}", *(f"sample {batch}" for batch in batches))
+    things = [
+        Thing(f"{name}, {insert}", ("rows/s",), _calling(store.add, store.rows, count))
+        for name, store in stores.items()
+    ]
+    things += [
+        Thing(f"{name}, {operation}", ("µs",), _calling(store.sample, [(batch,)], 1))
+        for operation, batch in zip(sample, batches, strict=True)
+        for name, store in stores.items()
+    ]
+    rows = measure(things, plan, on)
+    by_name = {row.name: row for row in rows}
+    for name, operation in product(list(stores)[1:], operations):
+        ours, theirs = by_name[f"{OURS}, {operation}"], by_name[f"{name}, {operation}"]
+        pair = (ours, theirs) if operation == insert else (theirs, ours)  # rates, or times
+        rows.append(ratio(f"{OURS} faster than {name}, {operation}", *pair))
+    note = f"capacity {experiment.agent.replay.capacity:,} timesteps"
+    missing, extras = ([], [SB3_PACKAGE]) if compared else ([MISSING], [])
+    return _report("bench replay", plan, experiment, on, [*rows, *memory], [note, *missing], extras)
+
+
+def train(plan: Plan, *, precisions: Sequence[str]) -> Report:
+    """Times the loop that trains, without evaluations and checkpoints, once it learns."""
+    experiment = plan.experiment(*LASTING)
+    on = runs.choose_device(experiment.run.device)
+    variants = {experiment.agent.kind: experiment}
+    if isinstance(experiment.agent, DQN):
+        variants = {name: toml.load(experiment, [f"agent.precision={name}"]) for name in precisions}
+    sizes: list[Row] = []
+    notes = [f"learning from env step {experiment.agent.learning_starts:,} on"]
+    with ExitStack() as stack:
+        things: list[Thing] = []
+        for name, variant in variants.items():
+            envs = stack.enter_context(closing(runs.environments(variant.env)))
+            agent = runs.agent(variant, envs, on)
+            things.append(Thing(name, ("env steps/s", "updates/s"), _training(variant, envs, agent)))
+            if agent.replay is not None:
+                sizes.append(Row(name, "MB of full replay", (agent.replay.nbytes / 1e6,)))
+        rows = [*measure(things, plan, on), *sizes]
+    return _report("bench train", plan, experiment, on, rows, notes)
+
+
+def _report(
+    command: str,
+    plan: Plan,
+    experiment: Experiment,
+    on: torch.device,
+    rows: Sequence[Row],
+    notes: Sequence[str] = (),
+    extras: Sequence[str] = (),
+) -> Report:
+    known, versions = machine.describe(on), machine.versions(*extras)
+    return Report(command, plan, experiment, known, versions, rows, notes)
+
+
+def _task(env: EnvConfig) -> str:
+    """Returns what environments are called in a table."""
+    names = (env.kind, *(getattr(env, name, "") for name in ("game", "id", "backend")))
+    return " ".join([*filter(None, names), f"× {env.count}"])
+
+
+def _playing(envs: Environments, agent: Agent | None) -> Iterator[tuple[int]]:
+    """Steps for ever; yields the env steps of each tick, of which a reset is none."""
+    rng = np.random.default_rng(0)
+    obs, mask = envs.reset(0)
+    ended = np.zeros(envs.count, np.bool_)
+    choices = cycle(rng.integers(envs.actions, size=(1024, envs.count)))
+
+    def tensor(array: Any) -> torch.Tensor:
+        return torch.as_tensor(array, device=agent.device if agent else None)
+
+    while True:
+        action = next(choices)
+        if agent is not None:
+            legal = None if mask is None else tensor(mask)
+            action = agent.act(each(tensor, obs), mask=legal).cpu().numpy()
+        elif mask is not None:
+            action = np.where(mask, rng.random(mask.shape), -1).argmax(1)
+        envs.send(action)
+        outcome = envs.recv()
+        yield (envs.count - int(np.count_nonzero(ended)),)
+        obs, mask, ended = outcome.obs, outcome.mask, outcome.ended
+
+
+def _loop(experiment: Experiment, envs: Environments, agent: _Learner) -> Iterator[tuple[Step, Metrics]]:
+    trail = Trail(Streams(experiment.run.seed), envs.count, envs.actions)
+    return interact(envs, agent, trail, reset_every=experiment.run.reset_every)
+
+
+def _training(experiment: Experiment, envs: Environments, agent: _Learner) -> Iterator[tuple[int, int]]:
+    """Trains for ever; yields env steps and learner steps of each tick, from the first learner step on."""
+    tracker = Tracker(envs.count)
+    learned = env_steps = 0
+    for step, _ in _loop(experiment, envs, agent):
+        tracker.update(step)
+        if learned:
+            yield tracker.env_steps - env_steps, agent.learner_steps - learned
+        learned, env_steps = agent.learner_steps, tracker.env_steps
+
+
+def _updating(experiment: Experiment, on: torch.device) -> Iterator[tuple[int]]:
+    """Fills the replay, then updates for ever; yields the updates of each call."""
+    with closing(runs.environments(experiment.env)) as envs:
+        agent = runs.agent(experiment, envs, on)
+        for _ in _loop(experiment, envs, agent):
+            if agent.replay and agent.env_steps >= experiment.agent.learning_starts:
+                break
+    stride = max(experiment.env.count, experiment.agent.learn_every)
+    while True:
+        before = agent.learner_steps
+        agent.env_steps += stride
+        agent.learn()
+        yield (agent.learner_steps - before,)
+
+
+def _filled(name: str, store: Store, experiment: Experiment, on: torch.device) -> list[Row]:
+    """Fills a replay; returns the memory that it takes."""
+    ticks = experiment.agent.replay.capacity // experiment.env.count
+    timesteps = ticks * experiment.env.count
+    before = machine.resident(on)
+    for row in islice(cycle(store.rows), ticks):
+        store.add(*row)
+    after = machine.resident(on)
+    size = store.nbytes / timesteps
+    rows = [Row(name, "bytes/timestep", (size,)), Row(name, "GB/million", (size / 1e3,))]
+    if before is not None and after is not None and on.type == "cpu":
+        rows.append(Row(name, "bytes/timestep, resident", ((after - before) / timesteps,)))
+    return rows
+
+
+def _calling(
+    function: Callable[..., object], arguments: Sequence[tuple[Any, ...]], amount: int
+) -> Iterator[tuple[int]]:
+    """Calls for ever; yields what each call does."""
+    done = (amount,)
+    for given in cycle(arguments):
+        function(*given)
+        yield done

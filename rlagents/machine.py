@@ -1,0 +1,57 @@
+"""What a measured number depends on besides the experiment: the machine, and versions of libraries."""
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def versions(*extras: str) -> dict[str, str]:
+    """Returns the versions that a result depends on, and those of the extras that took part."""
+    names = ("rlagents", "torch", "numpy", "gymnasium", "ale-py", *extras)
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Returns the processor, the cores that this process may use, the GPU if it computes on one, threads."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def line(known: Mapping[str, Any]) -> str:
+    """Returns what `describe` knows in one line."""
+    parts = (known["gpu"], known["cpu"], f"cores: {known['cores']}", known["system"])
+    return ", ".join([*filter(None, parts), f"PyTorch threads: {known['torch_threads']}"])
+
+
+def memory() -> int:
+    """Returns the bytes of memory that the machine has, or a terabyte where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 10**12
+
+
+def resident(device: torch.device) -> int | None:
+    """Returns the bytes of this process in memory, or of its tensors on a GPU; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    file = Path("/proc/self/statm")
+    return int(file.read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.is_file() else None
+
+
+def _cpu() -> str:
+    """Returns the name that the processor gives itself, where the system tells it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text("utf-8", errors="replace").splitlines() if file.is_file() else []
+    named = (text.partition(":")[2].strip() for text in lines if text.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

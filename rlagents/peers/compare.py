@@ -1,0 +1,130 @@
+"""`rlagents bench peers`: the same experiment through rlagents and through Stable-Baselines3's DQN, in turn.
+
+The one idea: every piece is a process of its own, so that neither threads nor settings nor memory of one side
+reach the other; what a process took at its peak is what the system says of it when it has ended.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rlagents import machine, runs
+from rlagents.bench import LASTING
+from rlagents.errors import RunError
+from rlagents.peers import OURS, SB3, SB3_PACKAGE, sb3
+from rlagents.timing import Plan, Report, Row, progress
+
+_SPEED, _TIME = "env steps/s", "s to the score"
+_FILE = "piece.json"
+_EVALUATED = re.compile(r"evaluated at ([\d,]+) steps: return (\S+)")  # what both sides print
+
+
+def compare(plan: Plan, *, precisions: Sequence[str], score: float | None = None) -> Report:
+    """Runs both sides in turn; every round has a seed of its own.
+
+    Args:
+        plan: what to run; a piece lasts `plan.seconds`, or until the score.
+        precisions: those of rlagents; SB3 computes in float32.
+        score: the mean return of a greedy evaluation at which a training ends; None: time the loops alone.
+
+    Raises:
+        UsageError: SB3 is not installed or cannot do what the experiment says.
+        RunError: a process failed.
+    """
+    experiment = plan.experiment(*(LASTING if score is None else ()))
+    sb3.require(experiment)
+    sides = {f"{OURS} {precision}": precision for precision in precisions} | {SB3: None}
+    known = machine.describe(runs.choose_device(experiment.run.device))
+    notes = {"tianshou": "Tianshou is not included"}
+    pieces: dict[str, list[dict[str, float]]] = {side: [] for side in sides}  # what each took, by unit
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(plan.repeat):
+            seed = f"run.seed={experiment.run.seed + number}"
+            for side, precision in sides.items():
+                progress(f"{number + 1} of {plan.repeat}: {side}")
+                if score is not None:
+                    pieces[side].append(_process(_training(plan, seed, precision, folder), score))
+                    continue
+                found = _process(_timing(plan, seed, precision, folder))
+                content = json.loads((folder / _FILE).read_text("utf-8"))
+                pieces[side].append(found | {row["unit"]: row["median"] for row in content["rows"]})
+                if precision:
+                    known = content["machine"]
+                else:
+                    threads = f"PyTorch threads: {content['machine']['torch_threads']}"
+                    notes[side] = ", ".join([SB3, threads, *content["notes"]])
+    progress("")
+    rows = [
+        Row(side, unit, tuple(piece[unit] for piece in found if unit in piece))
+        for side, found in pieces.items()
+        for unit in dict.fromkeys(unit for piece in found for unit in piece)
+    ]
+    for side in [*sides][:-1]:
+        pairs = list(zip(pieces[side], pieces[SB3], strict=True))
+        if score is None:
+            rows.append(Row(f"{side} / {SB3}", "×", tuple(a[_SPEED] / b[_SPEED] for a, b in pairs)))
+        elif times := tuple(b[_TIME] / a[_TIME] for a, b in pairs if _TIME in a and _TIME in b):
+            rows.append(Row(f"{SB3} / {side}, time", "×", times))
+    if score is not None:
+        plan = replace(plan, seconds=0)
+        for side, found in pieces.items():
+            notes[side] = (
+                f"{side} came to {score:g} in {sum(_TIME in piece for piece in found)} of {len(found)}"
+            )
+    versions = machine.versions(SB3_PACKAGE)
+    return Report("bench peers", plan, experiment, known, versions, rows, list(notes.values()))
+
+
+def _timing(plan: Plan, seed: str, precision: str | None, folder: Path) -> tuple[str, ...]:
+    """Returns the module and arguments that time one piece of one side: SB3's where there is no precision."""
+    settings = (str(plan.file), *plan.settings, seed)
+    options = ("--repeat", "1", "--seconds", str(plan.seconds), "--json", str(folder / _FILE))
+    if precision is None:
+        return ("rlagents.peers.sb3", *settings, *options)
+    return ("rlagents", "bench", "train", *settings, "--precision", precision, *options)
+
+
+def _training(plan: Plan, seed: str, precision: str | None, folder: Path) -> tuple[str, ...]:
+    """Returns the module and arguments that train one side, and print each evaluation."""
+    settings = (str(plan.file), *plan.settings, seed)
+    if precision is None:
+        return ("rlagents.peers.sb3", *settings, "--train")
+    own = (f"agent.precision={precision}", "run.video=false")
+    return ("rlagents", "train", *settings, *own, "--out", str(folder / f"{precision}-{seed}"))
+
+
+def _process(arguments: Sequence[str], score: float | None = None) -> dict[str, float]:
+    """Runs `python -m` to its end, or to an evaluation that reaches the score; returns what it took, by unit.
+
+    Raises:
+        RunError: it failed.
+    """
+    found: dict[str, float] = {}
+    last, start = "", time.perf_counter()
+    command = [sys.executable, "-m", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            for line in process.stdout or ():
+                last = line.strip() or last
+                done = _EVALUATED.match(line)
+                if score is not None and done and float(done[2]) >= score and not found:
+                    steps = float(done[1].replace(",", ""))
+                    found = {_TIME: time.perf_counter() - start, "env steps to the score": steps}
+                    process.terminate()
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            if process.returncode is None:
+                process.kill()
+    if process.returncode and not found:
+        raise RunError(f"{' '.join(arguments[:2])} failed: {last}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {**found, "MB at the peak": used.ru_maxrss * unit / 1e6}
