@@ -97,7 +97,7 @@ class Convolutions(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def centre_(self, x: Tensor) -> None:
-        """Takes the mean of images [B, *O], which is subtracted from now on; of bytes rounded, exact in bfloat16.
+        """Takes the mean of images [B, *O], to be subtracted from now on; of bytes, rounded to be exact.
 
         A background that never changes drives every unit of the first layer the same way, and the first
         learner steps often push them all below zero for good; without it, they see what moves.
