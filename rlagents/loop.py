@@ -1,10 +1,11 @@
 """The one loop: act, send, learn, recv, observe. It owns nothing but this order.
 
 Learning in one tick sees the steps up to the tick before, always, so the result does not depend on how long
-the environments take; they step while the agent learns. Counting, logging, evaluation and checkpoints consume
-what the generator yields.
+the environments take; where there are cores to spare, they step while the agent learns. Counting, logging,
+evaluation and checkpoints consume what the generator yields.
 """
 
+import os
 import zlib
 from collections.abc import Iterator
 
@@ -93,6 +94,8 @@ def interact(
     Raises:
         RuntimeError: the environments did not return to where the trail left them.
     """
+    # Where learning takes every core, environments that step meanwhile hold it up for longer than they save.
+    spare = agent.device.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1)
     while True:
         obs, mask = _upload(*envs.reset(trail.seed), agent.device)
         first = torch.ones(envs.count, dtype=torch.bool)
@@ -112,8 +115,9 @@ def interact(
         while trail.env_steps < reset_every:
             action = agent.act(obs, mask=mask, first=first).cpu()
             envs.send(host := action.numpy())
+            arrived = None if spare else envs.recv()
             metrics = agent.learn()
-            outcome = envs.recv()
+            outcome = arrived or envs.recv()
             trail.record(host, outcome, int((~final).sum()))
             ended, truncated = torch.as_tensor(outcome.ended), torch.as_tensor(outcome.truncated)
             if trail.env_steps >= reset_every:
