@@ -139,6 +139,7 @@ class _Training:
         self.trail = Trail(Streams(experiment.run.seed), experiment.env.count, actions)
         self.checkpoints = Checkpoints(run, experiment.run.keep)
         self.resumed: int | None = None
+        self._start = time.perf_counter()
 
     def restore(self) -> None:
         """Brings everything back from the newest checkpoint."""
@@ -224,12 +225,16 @@ class _Training:
 
     def _write(self, step: int, values: Mapping[str, float], speeds: Mapping[str, float]) -> None:
         self.metrics.write(step, values)
-        self.speeds.write(step, speeds)
+        self.speeds.write(step, {**speeds, **self._elapsed()})
         self.console.write(step, {**values, **speeds})
+
+    def _elapsed(self) -> dict[str, float]:
+        return {"speed/seconds": time.perf_counter() - self._start}
 
     def _evaluate(self, step: int) -> bool:
         """Plays greedily in fresh environments; returns whether it never went better."""
         result = self._play(step)
+        self.speeds.write(step, self._elapsed())
         for report in (self.metrics, self.console):
             report.write(step, result.metrics())
             if result.video:
