@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlagents.replay.sampling import Sampler, put
+from rlagents.replay.sampling import Sampler, writer
 from rlagents.types import Batch, Obs, Step
 from rlagents_envs.vector import Layout, Leaf
 
@@ -82,6 +82,8 @@ class Ring:
             "ended": self._records[:, 9].view(torch.bool),  # no return reaches across
             "age": self._records[:, 10],  # frames of its episode before it, at most 255
         }
+        self._write_frames = {name: writer(ring) for name, ring in self._frames.items()}
+        self._write_records = writer(self._records)
         self._newest = np.zeros(environments, _RECORD)  # the records of one time, put together here
         self._newest_bytes = torch.as_tensor(self._newest.view(np.uint8).reshape(environments, -1))
         self._mask: Tensor | None = None  # [T * N, A], from the first mask on
@@ -117,7 +119,7 @@ class Ring:
         slot = self.time % self.rows
         row = slice(slot * self.environments, (slot + 1) * self.environments)
         for name, obs in _named(step.obs).items():
-            put(self._frames[name], row, _newest(obs, self._leaves[name]))
+            self._write_frames[name](row, _newest(obs, self._leaves[name]))
         record, final = self._newest, step.final.numpy()
         age = record["age"]
         age += age < 255
@@ -126,7 +128,7 @@ class Ring:
         record["action"] = step.action.numpy()
         record["terminated"] = step.terminated.numpy()
         record["ended"] = record["terminated"] | step.truncated.numpy()
-        put(self._records, row, self._newest_bytes)
+        self._write_records(row, self._newest_bytes)
         if step.mask is not None and self._mask is None:
             self._mask = torch.ones(
                 self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
