@@ -21,6 +21,7 @@ from rlagents.errors import RunError
 from rlagents.evaluation import Evaluation, evaluation_seed, recorded
 from rlagents.loop import Trail, interact
 from rlagents.report import Console, JsonLines, Report, Several, TensorBoard, Wandb
+from rlagents.report.wandb import require
 from rlagents.schedules import Every
 from rlagents.seeding import Streams
 from rlagents.types import Metrics, State, Step
@@ -98,6 +99,8 @@ def train(
         KeyboardInterrupt: Ctrl-C; the run was saved before.
     """
     on = runs.choose_device(experiment.run.device)
+    if wandb != "off":
+        require()
     with closing(runs.environments(experiment.env)) as envs:
         agent = runs.agent(experiment, envs, on)  # before a folder is made for what cannot run
         run = out or runs.place(experiment)

@@ -12,6 +12,7 @@ import pytest
 import rich.console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import rlagents
 from rlagents.errors import UsageError
 from rlagents.report import Console, JsonLines, Report, Several, TensorBoard, Wandb
 from rlagents.report.jsonl import read
@@ -249,6 +250,9 @@ def test_missing_wandb_names_the_command_that_installs_it(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UsageError, match=r'^wandb .* pip install "rlagents\[wandb\]"$'):
         Wandb(tmp_path, mode="offline", config={}, name="x", run_id="y")
+    with pytest.raises(UsageError, match="wandb is not installed"):
+        rlagents.train("gridworld-q-learning", out=tmp_path / "run", wandb="offline")
+    assert not (tmp_path / "run").exists()
 
 
 def test_reports_are_imported_without_what_they_write_to():

@@ -1,10 +1,21 @@
 """The numbers, configuration and videos of a run in Weights & Biases, online or as a folder to sync later."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from rlagents.errors import UsageError
+
+
+def require() -> None:
+    """Checks that W&B is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if find_spec("wandb") is None:
+        raise UsageError('wandb is not installed; install it with: pip install "rlagents[wandb]"')
 
 
 class Wandb:
@@ -27,12 +38,9 @@ class Wandb:
         name: str,
         run_id: str,
     ) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UsageError(
-                'wandb is not installed; install it with: pip install "rlagents[wandb]"'
-            ) from error
+        require()
+        import wandb
+
         folder.mkdir(parents=True, exist_ok=True)
         self._wandb = wandb
         self._run = wandb.init(
