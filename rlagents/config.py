@@ -167,6 +167,9 @@ class DQN(Learner):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of a convolutional body; auto: bfloat16 where the device computes in it"
     )
+    cuda_graph: bool = Field(
+        default=True, description="on a GPU, learner steps are recorded once and launched as one CUDA graph"
+    )
     target: Target = FixedTarget()
     values: ScalarValues = ScalarValues()
     network: Network = Network()

@@ -7,13 +7,14 @@ both are the online one. Departures from the paper: Adam instead of RMSProp, one
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlagents.agents.exploration import epsilon_greedy, legal_values
+from rlagents.agents.graph import Captured
 from rlagents.agents.values import Scalar, Values
 from rlagents.config import DQN as Config
 from rlagents.config import FixedTarget, NoTarget, SoftTarget
@@ -68,11 +69,18 @@ class DQN:
         self._slow = (
             [p.detach().clone() for p in self._parameters] if averages else list(self.target.parameters())
         )
+        on_gpu = device.type == "cuda"
         self.optimizer = torch.optim.Adam(
-            self._parameters, lr=config.learning_rate, eps=config.adam_epsilon, fused=True
+            self._parameters,
+            lr=torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate,
+            eps=config.adam_epsilon,
+            fused=True,
+            capturable=on_gpu,
         )
         self._explore = streams.torch("exploration", device)
         self._sampling = streams.torch("replay", device)
+        self._captured = on_gpu and config.cuda_graph
+        self._launch = self._launcher()
         self.replay = Ring(
             layout,
             actions,
@@ -126,11 +134,30 @@ class DQN:
         if due and not self.learner_steps:
             self.online.centre_(self.replay.sample(_CENTRE).obs)
             self._share()
-        for _ in range(due):
-            metrics = self._update(self.replay.sample(self.config.batch_size))
+        if due:
+            self._set_rate(self._rate(self.env_steps))
+            metrics = self._launch(due)
+            self.learner_steps += due
         target = self.config.target
         if isinstance(target, FixedTarget) and Every(target.sync_every).due(before, self.env_steps):
             _copy(self._slow, self._parameters)
+        return metrics
+
+    def _launcher(self) -> Callable[[int], Metrics]:
+        return Captured(self._updates, [self._sampling]) if self._captured else self._updates
+
+    def _set_rate(self, rate: float) -> None:
+        group = self.optimizer.param_groups[0]
+        if isinstance(group["lr"], Tensor):  # a recorded graph reads it from where it is
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+    def _updates(self, count: int) -> Metrics:
+        """Does learner steps, on the device alone: nothing here waits for a number."""
+        metrics: Metrics = {}
+        for _ in range(count):
+            metrics = self._update(self.replay.sample(self.config.batch_size))
         return metrics
 
     def _update(self, batch: Batch) -> Metrics:
@@ -146,7 +173,6 @@ class DQN:
         loss = self.values.loss(params, goal)  # [B]
         (batch.weight * loss).mean().backward()
         self._step()
-        self.learner_steps += 1
         self.replay.sampler.update(batch.row, loss.detach())
         return {"loss": loss.detach().mean(), "q_mean": self.values.mean(params.detach()).mean()}
 
@@ -165,7 +191,6 @@ class DQN:
             _copy(_gradients(self._parameters), _gradients(self._renewed))
         if self.config.gradient_clip:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.config.gradient_clip)
-        self.optimizer.param_groups[0]["lr"] = self._rate(self.env_steps)
         self.optimizer.step()
         with torch.no_grad():
             if self._renewed:
@@ -213,6 +238,7 @@ class DQN:
                 }
         for name in _COUNTERS:
             setattr(self, name, state["counters"][name])
+        self._launch = self._launcher()  # a graph knows the tensors of before
         self._explore.set_state(state["random"]["exploration"].cpu())
         self._sampling.set_state(state["random"]["replay"].cpu())
 

@@ -63,6 +63,7 @@ class Uniform:
     def __init__(self, rows: int, generator: torch.Generator) -> None:
         self._queue = torch.zeros(rows, dtype=torch.int64, device=generator.device)
         self._write = writer(self._queue)
+        self._bounds = torch.zeros(2, dtype=torch.int64, device=generator.device)  # start, length
         self._generator = generator
         self._ones = torch.ones(1, device=generator.device)
         self.clear()
@@ -75,16 +76,21 @@ class Uniform:
         self._write(slice(at, at + head), torch.from_numpy(row[:head]))
         if head < len(row):
             self._write(slice(0, len(row) - head), torch.from_numpy(row[head:]))
+        self._write_bounds()
 
     def forbid(self, row: NDArray[np.int64]) -> None:
         """Makes the oldest rows unsampleable."""
         self._start += len(row)
+        self._write_bounds()
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """Draws rows, all of weight 1."""
-        place = torch.randint(
-            self._start, self._end, (size,), generator=self._generator, device=self._generator.device
-        )
+        device = self._generator.device
+        if device.type == "cpu":
+            place = torch.randint(self._start, self._end, (size,), generator=self._generator)
+        else:  # with bounds that a recorded graph can read; 2**62 is so large that the remainder is even
+            any_ = torch.randint(2**62, (size,), generator=self._generator, device=device)
+            place = any_ % self._bounds[1] + self._bounds[0]
         return self._queue[place.remainder_(len(self._queue))], self._ones.expand(size)
 
     def update(self, row: Tensor, error: Tensor) -> None:
@@ -93,6 +99,11 @@ class Uniform:
     def clear(self) -> None:
         """Forbids every row."""
         self._start = self._end = 0
+        self._write_bounds()
+
+    def _write_bounds(self) -> None:
+        if self._bounds.device.type != "cpu":
+            self._bounds.copy_(torch.tensor([self._start, len(self)]), non_blocking=True)
 
     def __len__(self) -> int:
         """Returns the number of sampleable rows."""

@@ -1,0 +1,133 @@
+"""What only a CUDA device can show. Run with `pytest -m gpu`."""
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+import rlagents
+from rlagents import agents, runs
+from rlagents.config import AgentConfig
+from rlagents.replay import Ring, Uniform
+from rlagents.seeding import Streams
+from rlagents.types import Step
+from rlagents_envs.vector import Leaf
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+PONG = Leaf("pixels", (4, 84, 84), "uint8", 4, scale=1 / 255)
+COUNT = 4
+
+
+def steps(number):
+    """Returns steps of random frames, with an end now and then, observations on the GPU."""
+    generator = torch.Generator().manual_seed(0)
+    draw = {"generator": generator}
+    first = torch.ones(COUNT, dtype=torch.bool)
+    final = torch.zeros(COUNT, dtype=torch.bool)
+    obs = torch.randint(256, (COUNT, 4, 84, 84), dtype=torch.uint8, **draw)
+    for _ in range(number):
+        frame = torch.randint(256, (COUNT, 1, 84, 84), dtype=torch.uint8, **draw)
+        next_obs = torch.cat((obs[:, 1:], frame), 1)
+        terminated = (torch.rand(COUNT, **draw) < 0.03) & ~final
+        yield Step(
+            obs=obs.cuda(),
+            action=torch.randint(6, (COUNT,), **draw),
+            reward=torch.randint(-1, 2, (COUNT,), **draw).float(),
+            terminated=terminated,
+            truncated=torch.zeros(COUNT, dtype=torch.bool),
+            next_obs=next_obs.cuda(),
+            first=first,
+            final=final,
+        )
+        first, final, obs = final, terminated, next_obs
+
+
+def dqn(**table):
+    table = {"kind": "dqn", "learning_starts": 200, "learn_every": 2, "n_step": 3, "double": True, **table}
+    config = TypeAdapter(AgentConfig).validate_python({"replay": {"capacity": 4000}, **table})
+    return agents.make(
+        config,
+        PONG,
+        6,
+        environments=COUNT,
+        env_steps=10_000,
+        streams=Streams(1),
+        device=torch.device("cuda"),
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recorded_learner_steps_do_what_plain_ones_do(precision):
+    table = {"precision": precision, "learning_rate_end": 1e-5, "network": {"subtract_mean": True}}
+    plain, recorded = dqn(cuda_graph=False, **table), dqn(**table)
+    for agent in (plain, recorded):
+        for step in steps(200):
+            metrics = agent.learn()
+            agent.observe(step)
+    assert recorded._launch.recorded
+    assert plain.learner_steps == recorded.learner_steps > 200
+    for mine, theirs in zip(recorded.online.parameters(), plain.online.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=2e-2)
+    assert metrics["loss"].isfinite()
+    assert recorded.optimizer.param_groups[0]["lr"].item() < 5e-4
+
+
+def test_recorded_learner_steps_see_rows_written_later():
+    agent = dqn(batch_size=64)
+    for step in steps(150):
+        agent.learn()
+        agent.observe(step)
+    assert agent._launch.recorded
+    before = [p.clone() for p in agent.online.parameters()]
+    for ring in agent.replay._frames.values():
+        ring.zero_()
+    agent.replay._columns["reward"].fill_(1)
+    for step in steps(20):
+        agent.observe(step._replace(reward=torch.ones(COUNT)))
+        metrics = agent.learn()
+    assert metrics["q_mean"].isfinite()
+    assert any(not torch.equal(a, b) for a, b in zip(before, agent.online.parameters(), strict=True))
+
+
+def test_the_ring_gathers_the_same_on_both_devices():
+    def ring(device):
+        generator = torch.Generator(device).manual_seed(0)
+        return Ring(
+            PONG,
+            6,
+            environments=COUNT,
+            capacity=400,
+            n_step=3,
+            discount=0.99,
+            sampler=Uniform(400, generator),
+            device=torch.device(device),
+        )
+
+    here, there = ring("cpu"), ring("cuda")
+    for step in steps(150):
+        here.add(step._replace(obs=step.obs.cpu()), step.reward)
+        there.add(step, step.reward)
+    assert len(here) == len(there)
+    rows, weight = there.sampler.draw(500)
+    queue = here.sampler
+    places = torch.arange(queue._start, queue._end) % len(queue._queue)
+    assert set(rows.tolist()) <= set(queue._queue[places].tolist())
+    assert len(set(rows.tolist())) > 200
+    for mine, theirs in zip(here.gather(rows.cpu(), weight.cpu()), there.gather(rows, weight), strict=True):
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs.cpu())
+
+
+def test_pong_trains_and_is_evaluated_on_the_gpu(tmp_path):
+    small = [
+        "run.env_steps=3000",
+        "agent.learning_starts=500",
+        "run.evaluate_episodes=2",
+        "env.max_frames=400",
+    ]
+    run = rlagents.train("pong-dqn", *small, device="cuda", out=tmp_path / "run", quiet=True)
+    loaded = runs.load(run)
+    assert loaded.agent.device.type == "cuda"
+    assert rlagents.evaluate(run, episodes=2).returns
