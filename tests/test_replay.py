@@ -259,3 +259,22 @@ def test_windows_bring_the_same_ring_back(length):
 def test_a_ring_too_small_for_a_stack_is_refused():
     with pytest.raises(ValueError, match="capacity must hold 6 timesteps of each environment, got 8 for 2"):
         ring(layout_of(3), environments=2, rows=4, n_step=2)
+
+
+def test_frames_of_several_channels_are_stacked_as_they_were_seen():
+    leaf = Leaf("pixels", (9, 1, 2), "uint8", 3)  # three frames of three channels
+    replay = ring(leaf, environments=2, rows=40, n_step=1)
+    generator, no = torch.Generator().manual_seed(0), torch.zeros(2, dtype=torch.bool)
+    seen, obs = [], torch.zeros(2, 9, 1, 2, dtype=torch.uint8)
+    for time in range(30):
+        frame = torch.randint(256, (2, 3, 1, 2), dtype=torch.uint8, generator=generator)
+        obs = torch.cat((obs[:, 3:], frame), 1)
+        seen.append(obs)
+        replay.add(
+            Step(obs, torch.zeros(2).long(), torch.zeros(2), no, no, obs, no | (time == 0), no),
+            torch.zeros(2),
+        )
+    rows = torch.arange(2, 40)
+    batch = replay.gather(rows, torch.ones(len(rows)))
+    assert torch.equal(batch.obs, torch.stack([seen[row // 2][row % 2] for row in rows]))
+    assert torch.equal(batch.next_obs, torch.stack([seen[row // 2 + 1][row % 2] for row in rows]))

@@ -90,7 +90,7 @@ class Ring:
         self._final = np.ones((rows, environments), np.bool_)  # on the CPU, where rows are counted
         self._lanes = np.arange(environments)
         self._ahead = torch.arange(n_step, device=device)
-        self._back = torch.arange(self.stack - 1, -1, -1, device=device)
+        self._back = torch.arange(self.stack, -1, -1, device=device)
         self._powers = discount ** torch.arange(n_step + 1, dtype=torch.float32, device=device)
 
     def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
@@ -182,8 +182,7 @@ class Ring:
             taken = live.sum(1).long()  # [B]
             discount = self._powers[taken] * ~(terminated & (live > 0)).any(1)
         successor = (row + taken * count).remainder_(wrap)
-        both = torch.cat((row, successor))  # one gather for observations and successors
-        seen = {name: self._stacked(name, both).chunk(2) for name in self._leaves}
+        seen = {name: self._pair(name, row, successor) for name in self._leaves}
         return Batch(
             obs=_joined({name: pair[0] for name, pair in seen.items()}),
             action=columns["action"][row].long(),
@@ -195,16 +194,26 @@ class Ring:
             mask=None if self._mask is None else self._mask[successor],
         )
 
-    def _stacked(self, name: str, row: Tensor) -> Tensor:
-        """Returns the observations [B, *O] at rows [B]."""
+    def _pair(self, name: str, row: Tensor, successor: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the observations [B, *O] at rows and at their successors."""
+        leaf = self._leaves[name]
+        if leaf.stack > 1 and self.n_step == 1:  # the stacks share all frames but one: views of one gather
+            frames = self._stacked(name, successor, leaf.stack + 1)
+            channels = _frame(leaf)[0]
+            return frames[:, :-channels], frames[:, channels:]
+        one, other = self._stacked(name, torch.cat((row, successor)), leaf.stack).chunk(2)
+        return one, other
+
+    def _stacked(self, name: str, row: Tensor, frames: int) -> Tensor:
+        """Returns the newest frames up to rows [B], one behind the other, zeros before an episode's first."""
         ring, leaf = self._frames[name], self._leaves[name]
-        if leaf.stack == 1:
+        if frames == 1:
             return ring.index_select(0, row).view(len(row), *leaf.shape)
-        back = self._back[-leaf.stack :]
+        back = self._back[-frames:]
         wrap = self.rows * self.environments
         past = (row[:, None] - back * self.environments).remainder_(wrap)  # [B, K]
         past = torch.where(back <= self._columns["age"][row][:, None], past, wrap)
-        return ring.index_select(0, past.view(-1)).view(len(row), *leaf.shape)
+        return ring.index_select(0, past.view(-1)).view(len(row), -1, *leaf.shape[1:])
 
     def window(self, start: int, stop: int) -> dict[str, Tensor]:
         """Returns copies of the rows of times [start, stop), on the CPU, for a checkpoint."""
