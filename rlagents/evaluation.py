@@ -157,8 +157,10 @@ def play(
     total = np.zeros(count)  # [N] its return so far
     first, final = np.ones(count, np.bool_), np.zeros(count, np.bool_)
     played: list[tuple[int, int, int, float]] = []  # environment, first step, end, return
-    actions: list[NDArray[np.int64]] = []
-    rewards: list[NDArray[np.float32]] = []
+    # Grown by doubling: small arrays kept from every step would lie between large ones that are freed, and
+    # each leave a hole in which no observation fits.
+    actions, rewards = np.zeros((1024, count), np.int64), np.zeros((1024, count), np.float32)
+    time = 0
 
     def tensor(array: Any) -> Tensor:
         return torch.as_tensor(array, device=agent.device)
@@ -170,7 +172,7 @@ def play(
         """Hands environment 0 to `watch`."""
         if watch is not None and shown < watched and left[0] and not final[0]:
             values = agent.q_values(each(one, obs))[0].cpu().numpy()  # [A]
-            watch(Frame(envs.picture(), values, action, float(total[0]), len(actions) - int(start[0]), shown))
+            watch(Frame(envs.picture(), values, action, float(total[0]), time - int(start[0]), shown))
 
     obs, mask = envs.reset(seed)
     shown = 0
@@ -187,25 +189,26 @@ def play(
             show(int(act[0]))
             envs.send(act)
             obs, reward, _, _, ended, mask = envs.recv()
-            actions.append(act)
-            rewards.append(reward)
+            if time == len(actions):
+                actions, rewards = (np.concatenate((log, np.zeros_like(log))) for log in (actions, rewards))
+            actions[time], rewards[time] = act, reward
+            time += 1
             total += reward
             if ended[0]:
                 show(None)
                 shown += 1
             for i in np.flatnonzero(ended & (left > 0)):
-                played.append((int(i), int(start[i]), len(actions), float(total[i])))
+                played.append((int(i), int(start[i]), time, float(total[i])))
                 left[i] -= 1
             # The step after an end only resets: it belongs to no episode.
-            start[ended] = len(actions) + 1
+            start[ended] = time + 1
             total[ended] = 0
             first, final = final, ended
     except Stop:
         if not played:
             raise RunError("the evaluation was ended before its first episode: nothing to report") from None
-    taken, paid = np.stack(actions), np.stack(rewards)  # [T, N]
     games = {
-        hashlib.blake2b(taken[begin:end, i].tobytes() + paid[begin:end, i].tobytes()).digest()
+        hashlib.blake2b(actions[begin:end, i].tobytes() + rewards[begin:end, i].tobytes()).digest()
         for i, begin, end, _ in played
     }
     return Evaluation(
