@@ -29,6 +29,9 @@ class Run(Model):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda where there is one"
     )
+    threads: int = Field(
+        default=0, ge=0, description="of PyTorch on the CPU; 0: 1 without images, else one less than cores"
+    )
     evaluate_every: int = Field(
         default=-1,
         ge=-1,

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import secrets
 import sys
 import time
@@ -21,6 +22,7 @@ from rlagents.networks import has_pixels
 from rlagents.seeding import Streams
 from rlagents_envs.vector import Environments
 
+_THREADS = torch.get_num_threads()  # as the user has it
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -114,7 +116,7 @@ def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agent
     Raises:
         UsageError: it cannot learn in such environments.
     """
-    _tune(envs)
+    _tune(envs, experiment.run.threads)
     try:
         return agents.make(
             experiment.agent,
@@ -132,11 +134,13 @@ def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agent
         raise UsageError(f"agent.replay.capacity must fit into memory, got {size}: {error}") from error
 
 
-def _tune(envs: Environments) -> None:
+def _tune(envs: Environments, threads: int) -> None:
     """Sets what PyTorch's speed on a CPU depends on, for the whole process."""
     torch.set_flush_denormal(True)  # denormals in Adam's moments cost ten times the step
-    if not has_pixels(envs.layout):
-        torch.set_num_threads(1)  # handing small matrices to other threads takes longer than multiplying them
+    # Handing small matrices to other threads takes longer than multiplying them. With images, one core is left
+    # to the environments: where threads outnumber cores, each of a hundred operators waits for one to come back.
+    spare = min(_THREADS, max(1, (os.cpu_count() or 1) - 1)) if has_pixels(envs.layout) else 1
+    torch.set_num_threads(threads or spare)
     # Every learner step allocates the same megabytes. glibc would give them back to the system and have them
     # zeroed again, which takes longer than filling them: let it keep blocks of up to 64 MB, 256 MB in all.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
