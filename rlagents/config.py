@@ -29,8 +29,8 @@ class Run(Model):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda where there is one"
     )
-    threads: int = Field(
-        default=0, ge=0, description="of PyTorch on the CPU; 0: 1 without images, else one less than cores"
+    torch_threads: int = Field(
+        default=0, ge=0, description="on the CPU; 0: one less than there are cores, without images 1"
     )
     evaluate_every: int = Field(
         default=-1,

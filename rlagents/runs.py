@@ -116,7 +116,7 @@ def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agent
     Raises:
         UsageError: it cannot learn in such environments.
     """
-    _tune(envs, experiment.run.threads)
+    _tune(envs, experiment.run.torch_threads)
     try:
         return agents.make(
             experiment.agent,
@@ -137,8 +137,8 @@ def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agent
 def _tune(envs: Environments, threads: int) -> None:
     """Sets what PyTorch's speed on a CPU depends on, for the whole process."""
     torch.set_flush_denormal(True)  # denormals in Adam's moments cost ten times the step
-    # Handing small matrices to other threads takes longer than multiplying them. With images, one core is left
-    # to the environments: where threads outnumber cores, each of a hundred operators waits for one to come back.
+    # Handing small matrices to other threads takes longer than multiplying them. With images one core is left
+    # to the environments: where threads outnumber cores, each of a hundred operators waits for one to return.
     spare = min(_THREADS, max(1, (os.cpu_count() or 1) - 1)) if has_pixels(envs.layout) else 1
     torch.set_num_threads(threads or spare)
     # Every learner step allocates the same megabytes. glibc would give them back to the system and have them
