@@ -5,17 +5,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from rlagents import runs, tables
 from rlagents.agents import DQN, QLearning
-from rlagents.checkpoint import Checkpoints
+from rlagents.checkpoint import Checkpoints, made_with
 from rlagents.config import Experiment
 from rlagents.errors import RunError
 from rlagents.evaluation import Evaluation, evaluation_seed, recorded
@@ -38,6 +38,8 @@ class Tracker:
     def __init__(self, environments: int) -> None:
         self.env_steps = self.episodes = 0
         self.best: float | None = None  # mean return of the best evaluation
+        self.learned: Metrics = {}  # what the newest learner steps said
+        self.unevaluated = False  # whether an evaluation at these env steps is still to come
         self._return = np.zeros(environments)
         self._length = np.zeros(environments, np.int64)
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
@@ -70,6 +72,8 @@ class Tracker:
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "best": self.best,
+            "learned": dict(self.learned),
+            "unevaluated": self.unevaluated,
             "return": self._return.tolist(),
             "length": self._length.tolist(),
             "recent": [list(pair) for pair in self._recent],
@@ -80,6 +84,7 @@ class Tracker:
         self.env_steps, self.episodes, self.best = state["env_steps"], state["episodes"], state["best"]
         self._return, self._length = np.array(state["return"]), np.array(state["length"])
         self._recent.extend((value, length) for value, length in state["recent"])
+        self.learned, self.unevaluated = state.get("learned", {}), state.get("unevaluated", False)
 
 
 def train(
@@ -143,18 +148,28 @@ class _Training:
         self.checkpoints = Checkpoints(run, experiment.run.keep)
         self.resumed: int | None = None
         self._start = time.perf_counter()
+        self._signals = _Signals()
+        self._notes: list[str] = []  # to be printed once the screen is there
+        self._unsaved = False  # whether a checkpoint could not be written
 
     def restore(self) -> None:
-        """Brings everything back from the newest checkpoint."""
-        saved = self.checkpoints.newest()
+        """Brings everything back from the newest checkpoint that is whole; without any, starts anew."""
+        self.resumed = 0
+        if not any(self.checkpoints.folder.glob("[!.]*")):
+            return  # killed before the first one was written
+        saved = self.checkpoints.newest(self.agent.replay)
         saved.restore(agent=self.agent, tracker=self.tracker, trail=self.trail)
-        if self.agent.replay is not None:
-            self.checkpoints.restore_rows(saved, self.agent.replay)
         self.resumed = saved.step
+        self._notes += [f"{problem}; the one before it is used" for problem in saved.skipped]
+        there, here = saved.manifest["versions"], made_with()
+        if changed := [
+            f"{name} {there[name]} → {here[name]}" for name in here if there.get(name) != here[name]
+        ]:
+            self._notes.append(f"this resume may not be exact: {', '.join(changed)}")
 
     def go(self, envs: Environments) -> Path:
         """Runs to the end of the budget."""
-        settings, tracker = self.experiment.run, self.tracker
+        settings, tracker, signals = self.experiment.run, self.tracker, self._signals
         budget = settings.env_steps
         log = Every(max(1, budget // 500))
         evaluate, save = (
@@ -162,51 +177,68 @@ class _Training:
         )
         with ExitStack() as stack:
             self._open(stack)
-            interrupted = stack.enter_context(_signals())
-            if self.resumed is None:
-                self._save()
-            else:
+            stack.enter_context(signals)
+            if self.resumed is not None:
                 done = ", the end of its budget" if self.resumed >= budget else ""
                 self.console.note(f"resumed at {self.resumed:,} env steps{done}")
-            metrics: Metrics = {}
+            for note in self._notes:
+                self.console.note(note, always=True)
+            if not tracker.env_steps:
+                self._save()
+            if tracker.unevaluated:  # a Ctrl-C came in between
+                self._finish(save=True)
             clock = _Clock(tracker.env_steps, self.agent.learner_steps)
             refresh = time.monotonic() + _REFRESH
             steps = interact(envs, self.agent, self.trail, reset_every=settings.reset_every)
+            signals.at_once = True  # playing the trail again takes long, and loses nothing
             while tracker.env_steps < budget:
                 try:
                     step, news = next(steps)
                 except RuntimeError as error:
                     raise RunError(f"at {tracker.env_steps:,} env steps: {error}") from error
+                signals.at_once = False
                 before = tracker.env_steps
                 tracker.update(step)
                 after = tracker.env_steps
-                metrics = news or metrics
-                if log.due(before, after):
-                    values = self._values(metrics)
-                    self._write(after, values, clock.speeds(after, self.agent.learner_steps))
+                tracker.learned = news or tracker.learned
+                logged = log.due(before, after)
+                if logged:
+                    self._write(after, self._values(), clock.speeds(after, self.agent.learner_steps))
+                    self._settle(wait=False)
                 elif time.monotonic() > refresh:
                     speeds = clock.speeds(after, self.agent.learner_steps)
-                    self.console.write(after, {**self._values(metrics), **speeds})
+                    self.console.write(after, {**self._values(), **speeds})
                     refresh = time.monotonic() + _REFRESH
-                if interrupted:
-                    self._save()
-                    raise KeyboardInterrupt
                 done = after >= budget
-                better = bool(evaluate.due(before, after) or done) and self._evaluate(after)
-                if better or save.due(before, after) or done:
-                    self._save(best=better)
-                if evaluate.due(before, after) or save.due(before, after):
+                tracker.unevaluated = done or bool(evaluate.due(before, after))
+                due = done or bool(save.due(before, after)) or bool(logged and self._unsaved)
+                if tracker.unevaluated or due or signals.caught:
+                    self._finish(save=due)
                     clock.restart(after, self.agent.learner_steps)
+            self._settle()
+            if self._unsaved:
+                raise RunError(
+                    "the end is reached, but its checkpoint could not be written; make room, then: "
+                    f"rlagents train --resume {self.run}"
+                )
             if table := tables.readable(self.agent, envs):
                 self.console.note(table)
         return self.run
 
+    def _finish(self, *, save: bool) -> None:
+        """Evaluates and saves what is due after a step; stops there after a Ctrl-C."""
+        better = self.tracker.unevaluated and not self._signals.caught and self._evaluate()
+        if self._signals.caught:
+            self._save(best=better, background=False)
+            raise KeyboardInterrupt
+        if better or save:
+            self._save(best=better)
+
     def _open(self, stack: ExitStack) -> None:
         run, resumed = self.run, self.resumed
         self.console = Console(self.experiment.run.env_steps, quiet=self.quiet)
-        metrics, timings = (
-            JsonLines(run / f"{name}.jsonl", resume=resumed) for name in ("metrics", "timings")
-        )
+        self.record = metrics = JsonLines(run / "metrics.jsonl", resume=resumed)
+        timings = JsonLines(run / "timings.jsonl", resume=resumed)
         curves: list[Report] = [TensorBoard(run / "tensorboard", resume=resumed)]
         if self.wandb != "off":
             config = self.experiment.model_dump(mode="json")
@@ -216,8 +248,8 @@ class _Training:
         self.metrics, self.speeds = Several([metrics, *curves]), Several([timings, *curves])
         stack.enter_context(closing(Several([metrics, timings, *curves, self.console])))
 
-    def _values(self, metrics: Metrics) -> dict[str, float]:
-        learned = {f"train/{name}": float(value) for name, value in metrics.items()}
+    def _values(self) -> dict[str, float]:
+        learned = {f"train/{name}": float(value) for name, value in self.tracker.learned.items()}
         for name, value in learned.items():
             if not np.isfinite(value):
                 raise RunError(
@@ -234,9 +266,21 @@ class _Training:
     def _elapsed(self) -> dict[str, float]:
         return {"speed/seconds": time.perf_counter() - self._start}
 
-    def _evaluate(self, step: int) -> bool:
-        """Plays greedily in fresh environments; returns whether it never went better."""
-        result = self._play(step)
+    def _evaluate(self) -> bool:
+        """Plays greedily in fresh environments; returns whether it never went better.
+
+        A Ctrl-C cuts it off at once: it changes nothing, and the resumed run makes it from its beginning.
+        """
+        step, signals = self.tracker.env_steps, self._signals
+        signals.at_once = True
+        try:
+            result = self._play(step)
+        except KeyboardInterrupt:
+            signals.caught = True
+            return False
+        finally:
+            signals.at_once = False
+        self.tracker.unevaluated = False
         self.speeds.write(step, self._elapsed())
         for report in (self.metrics, self.console):
             report.write(step, result.metrics())
@@ -260,20 +304,38 @@ class _Training:
             video=video,
         )
 
-    def _save(self, *, best: bool = False) -> None:
+    def _save(self, *, best: bool = False, background: bool = True) -> None:
+        """Writes a checkpoint; where that fails the run goes on, and tries again when it next reports."""
+        self._settle()
         try:
+            self.record.sync()  # a checkpoint stands for all that was reported before
             self.checkpoints.save(
                 self.tracker.env_steps,
                 self.agent.replay,
                 best=best,
+                background=background,
                 agent=self.agent,
                 tracker=self.tracker,
                 trail=self.trail,
             )
+            self._unsaved = False
         except OSError as error:
-            self.console.note(
-                f"no checkpoint at {self.tracker.env_steps:,} env steps: {error}; the one before it stays"
-            )
+            self._not_saved(error)
+
+    def _settle(self, *, wait: bool = True) -> None:
+        """Takes note of whether the checkpoint written in the background is there."""
+        try:
+            if wait or not self.checkpoints.writing:
+                self.checkpoints.wait()
+        except OSError as error:
+            self._not_saved(error)
+
+    def _not_saved(self, error: OSError) -> None:
+        self._unsaved = True
+        self.console.note(
+            f"no checkpoint at {self.tracker.env_steps:,} env steps: {error}; the one before it stays",
+            always=True,
+        )
 
 
 class _Clock:
@@ -298,23 +360,29 @@ class _Clock:
         }
 
 
-@contextmanager
-def _signals() -> Generator[list[int]]:
-    """Yields a list that holds the first Ctrl-C or SIGTERM once it came; a second one interrupts at once."""
-    caught: list[int] = []
+class _Signals:
+    """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one interrupts at once.
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-        sys.stderr.write("\nstopping: finishing this step and saving; once more to stop at once\n")
+    Attributes:
+        caught: whether one came.
+        at_once: whether the first one shall interrupt too, because nothing would be lost.
+    """
 
-    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
-        yield caught
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.caught = self.at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # only that one may handle signals
+            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again, self.caught = self.caught, True
+        if again or self.at_once:
+            raise KeyboardInterrupt
+        sys.stderr.write("\nstopping: finishing this step and saving; once more to stop at once\n")

@@ -228,6 +228,7 @@ class DQN:
         if self.target is not self.working:
             _copy(self._slow, [state["target"][name] for name in names])
             _copy(list(self.target.parameters()), self._slow)
+        self.optimizer.state.clear()
         for name, parameter in zip(names, self._parameters, strict=True):
             if moments := state["optimizer"].get(name):
                 # In the parameter's own memory layout: the fused optimiser goes through memory, not by index.

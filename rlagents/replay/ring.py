@@ -223,12 +223,12 @@ class Ring:
             column[here] = parts[name].to(self.device)
         for name, ring in self._frames.items():
             ring[here] = parts[f"obs.{name}"].to(self.device)
-        if "mask" in parts:
-            if self._mask is None:
-                self._mask = torch.ones(
-                    self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
-                )
-            self._mask[here] = parts["mask"].to(self.device)
+        if "mask" in parts and self._mask is None:
+            self._mask = torch.ones(
+                self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
+            )
+        if self._mask is not None:
+            self._mask[here] = parts["mask"].to(self.device) if "mask" in parts else True
         self._final[slots] = parts["final"].numpy()
         self._newest["age"] = parts["age"].numpy()[-self.environments :]
         self.time = stop
