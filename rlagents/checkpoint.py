@@ -64,6 +64,18 @@ class Saved:
         """Env steps at which it was taken."""
         return int(self.manifest["step"])
 
+    def state(self) -> dict[str, Any]:
+        """Returns everything that it holds but the replay's rows, by names as `agent/policy/head.weight`."""
+        flat: dict[str, Any] = {}
+        for name, expected in self.manifest["files"].items():
+            content = _take(self.folder, name, expected)
+            if name == _STATE:
+                flat |= json.loads(content)
+            else:
+                part = name.removesuffix(".safetensors").replace(".", "/")
+                flat |= {f"{part}/{key}": value for key, value in safetensors.load(content).items()}
+        return flat
+
     def restore(self, **objects: Stateful) -> None:
         """Hands each object the state that was saved under its name.
 
@@ -71,15 +83,7 @@ class Saved:
             RunError: the state is not that of such objects.
         """
         try:
-            flat: dict[str, Any] = {}
-            for name, expected in self.manifest["files"].items():
-                content = _take(self.folder, name, expected)
-                if name == _STATE:
-                    flat |= json.loads(content)
-                else:
-                    part = name.removesuffix(".safetensors").replace(".", "/")
-                    flat |= {f"{part}/{key}": value for key, value in safetensors.load(content).items()}
-            state = _nest(flat)
+            state = _nest(self.state())
             for name, stateful in objects.items():
                 stateful.load_state_dict(state[name])
         except Exception as error:  # whatever a stranger's bytes lead to
@@ -228,12 +232,12 @@ class Checkpoints:
             return []
         self._segments.mkdir(exist_ok=True)
         *before, last = pieces
-        later = [partial(self._write_rows, *piece, replay.window) for piece in before]
+        later = [partial(self._write_rows, *piece, partial(replay.window, *piece)) for piece in before]
         copied = replay.window(*last)
-        return [*later, partial(self._write_rows, *last, lambda *_: copied)]
+        return [*later, partial(self._write_rows, *last, lambda: copied)]
 
-    def _write_rows(self, start: int, stop: int, window: Callable[[int, int], dict[str, Tensor]]) -> None:
-        content = safetensors.save(window(start, stop))
+    def _write_rows(self, start: int, stop: int, window: Callable[[], dict[str, Tensor]]) -> None:
+        content = safetensors.save(window())
         entry: dict[str, Any] = {
             "file": f"{start:012d}-{stop:012d}.safetensors",
             "start": start,

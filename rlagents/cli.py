@@ -183,6 +183,23 @@ def evaluate(
     click.echo(_columns(rows))
 
 
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("other", type=click.Path(path_type=Path))
+@click.option("--exact", is_flag=True, required=True, help="To the last bit.")
+@click.pass_context
+def compare(ctx: click.Context, run: Path, other: Path, exact: bool) -> None:
+    """Tell the first env step at which two runs differ, and in what; exit code 1 if they do."""
+    from rlagents import difference
+
+    found = difference.first(run, other)
+    if found is None:
+        click.echo("no difference in metrics.jsonl, nor in the checkpoints that both have")
+        return
+    click.echo(f"they differ first at {found.step:,} env steps: {found.what}")
+    ctx.exit(1)
+
+
 @main.command(name="list")
 @click.argument("what", type=click.Choice(["experiments", "environments", "agents"]), required=False)
 def list_(what: str | None) -> None:
