@@ -97,7 +97,7 @@ class Checkpoints:
     Args:
         run: the run's folder.
         keep: how many of the newest stay, beside the best.
-        experiment: what a checkpoint must have been made with to be gone on with, by dotted name.
+        experiment: what a checkpoint must have been made with to be gone on with: nested tables.
         compress: write the rows of the replay compressed.
     """
 
@@ -110,7 +110,9 @@ class Checkpoints:
         compress: bool = False,
     ) -> None:
         self.folder, self._segments, self._keep = run / "checkpoints", run / "replay", keep
-        self._experiment, self._compress = dict(experiment or {}), compress
+        settings = _flatten(experiment or {})
+        self._experiment = {path.replace("/", "."): value for path, value in settings}
+        self._compress = compress
         self._best: int | None = None  # env steps of the best checkpoint
         self._entries: list[dict[str, Any]] = []  # the segments on disk, oldest first, without a gap
         self._writer: threading.Thread | None = None

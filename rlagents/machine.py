@@ -41,8 +41,10 @@ def memory() -> int:
         return 10**12
 
 
-def available() -> int:
-    """Returns the bytes of memory that this process can still get: the system's, or less in a container."""
+def available(device: torch.device | None = None) -> int:
+    """Returns the bytes of memory that this process can still get: a GPU's, the system's, a container's."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     known, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
     free = memory()
     if known.is_file():

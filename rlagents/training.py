@@ -100,29 +100,39 @@ def train(
 
     Raises:
         UsageError: something in the experiment is impossible here.
-        RunError: the training failed on its way.
+        RunError: the replay does not fit into memory, or the training failed on its way.
         KeyboardInterrupt: Ctrl-C; the run was saved before.
     """
     on = runs.choose_device(experiment.run.device)
     if wandb != "off":
         require()
     with closing(runs.environments(experiment.env)) as envs:
+        runs.require_memory(experiment, envs, on)
         agent = runs.agent(experiment, envs, on)  # before a folder is made for what cannot run
         run = out or runs.place(experiment)
         runs.create(experiment, run)
-        return _Training(experiment, run, agent, envs.actions, wandb, quiet).go(envs)
+        with runs.locked(run):
+            return _Training(experiment, run, agent, envs.actions, wandb, quiet).go(envs)
 
 
-def resume(run: Path, *, wandb: Mode = "off", quiet: bool = False) -> Path:
+def resume(run: Path, *, wandb: Mode = "off", quiet: bool = False, trust: bool = False) -> Path:
     """Goes on with a run from its newest checkpoint; returns the run directory.
 
+    Args:
+        run: the run directory.
+        wandb: whether and how to log to Weights & Biases.
+        quiet: print the last line only.
+        trust: import what a run that was not made here names.
+
     Raises:
-        RunError: it is no run, has no whole checkpoint, or failed on its way.
+        RunError: it is no run, is in use, has no whole checkpoint, or failed on its way.
         KeyboardInterrupt: Ctrl-C; the run was saved before.
     """
-    experiment = runs.read(run)
-    with closing(runs.environments(experiment.env)) as envs:
-        agent = runs.agent(experiment, envs, runs.choose_device(experiment.run.device))
+    experiment = runs.trusted(run, trust=trust)
+    with runs.locked(run), closing(runs.environments(experiment.env)) as envs:
+        on = runs.choose_device(experiment.run.device)
+        runs.require_memory(experiment, envs, on)
+        agent = runs.agent(experiment, envs, on)
         training = _Training(experiment, run, agent, envs.actions, wandb, quiet)
         training.restore()
         return training.go(envs)
@@ -145,7 +155,16 @@ class _Training:
         self.quiet = quiet
         self.tracker = Tracker(experiment.env.count)
         self.trail = Trail(Streams(experiment.run.seed), experiment.env.count, actions)
-        self.checkpoints = Checkpoints(run, experiment.run.keep)
+        self.replay = agent.replay if experiment.checkpoint.replay == "all" else None  # what is saved of it
+        # All that the weights depend on, but not for how long: a budget may be raised.
+        settings = experiment.model_dump(mode="json")
+        same = {"run": {name: settings["run"][name] for name in ("seed", "reset_every")}}
+        self.checkpoints = Checkpoints(
+            run,
+            experiment.run.keep,
+            experiment={**same, "env": settings["env"], "agent": settings["agent"]},
+            compress=experiment.checkpoint.compress,
+        )
         self.resumed: int | None = None
         self._start = time.perf_counter()
         self._signals = _Signals()
@@ -157,7 +176,7 @@ class _Training:
         self.resumed = 0
         if not any(self.checkpoints.folder.glob("[!.]*")):
             return  # killed before the first one was written
-        saved = self.checkpoints.newest(self.agent.replay)
+        saved = self.checkpoints.newest(self.replay)
         saved.restore(agent=self.agent, tracker=self.tracker, trail=self.trail)
         self.resumed = saved.step
         self._notes += [f"{problem}; the one before it is used" for problem in saved.skipped]
@@ -166,6 +185,11 @@ class _Training:
             f"{name} {there[name]} → {here[name]}" for name in here if there.get(name) != here[name]
         ]:
             self._notes.append(f"this resume may not be exact: {', '.join(changed)}")
+        if self.replay is not self.agent.replay:
+            self._notes.append(
+                "THIS RESUME IS NOT EXACT: checkpoint.replay is none, so the replay starts empty, "
+                "and results may dip until it is full again"
+            )
 
     def go(self, envs: Environments) -> Path:
         """Runs to the end of the budget."""
@@ -311,7 +335,7 @@ class _Training:
             self.record.sync()  # a checkpoint stands for all that was reported before
             self.checkpoints.save(
                 self.tracker.env_steps,
-                self.agent.replay,
+                self.replay,
                 best=best,
                 background=background,
                 agent=self.agent,

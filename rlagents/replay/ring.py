@@ -246,6 +246,13 @@ class Ring:
             self._allow(time)
 
 
+def row_bytes(layout: Layout) -> int:
+    """Returns the bytes that a timestep takes: its newest frames, its record, its place in the queue."""
+    leaves = layout.values() if isinstance(layout, dict) else [layout]
+    frames = (int(np.prod(_frame(leaf))) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+    return sum(frames) + _RECORD.itemsize + np.dtype(np.int64).itemsize
+
+
 def _named(obs: Obs) -> dict[str, Tensor]:
     return obs if isinstance(obs, dict) else {_ALONE: obs}
 
