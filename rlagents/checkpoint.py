@@ -402,6 +402,12 @@ class Checkpoints:
         replay.reopen()
 
 
+def write_tensors(file: Path, named: Mapping[str, Any]) -> None:
+    """Writes tensors, and dictionaries of them, as safetensors."""
+    flat = {path: value.detach().cpu().contiguous() for path, value in _flatten(named)}
+    _put(file, safetensors.save(flat))
+
+
 def made_with() -> dict[str, str]:
     """Returns what the bits of a result depend on beside the experiment."""
     return {**machine.versions(), "threads": str(torch.get_num_threads())}

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Self
@@ -15,7 +15,7 @@ import numpy as np
 
 from rlagents import runs, tables
 from rlagents.agents import DQN, QLearning
-from rlagents.checkpoint import Checkpoints, made_with
+from rlagents.checkpoint import Checkpoints, made_with, write_tensors
 from rlagents.config import Experiment
 from rlagents.errors import RunError
 from rlagents.evaluation import Evaluation, evaluation_seed, recorded
@@ -219,7 +219,8 @@ class _Training:
                 try:
                     step, news = next(steps)
                 except RuntimeError as error:
-                    raise RunError(f"at {tracker.env_steps:,} env steps: {error}") from error
+                    told = f"{error}{self._trace(error)}"
+                    raise RunError(f"at {tracker.env_steps:,} env steps: {told}") from error
                 signals.at_once = False
                 before = tracker.env_steps
                 tracker.update(step)
@@ -249,6 +250,16 @@ class _Training:
                 self.console.note(table)
         return self.run
 
+    def _trace(self, error: RuntimeError) -> str:
+        """Writes down where an environment failed, if it says so; returns where that can be read."""
+        notes: list[str] = getattr(error, "__notes__", [])
+        file = self.run / "crash.txt"
+        with suppress(OSError):
+            if notes:
+                file.write_text("\n".join(notes), "utf-8")
+                return f"; its traceback lies in {file}"
+        return ""
+
     def _finish(self, *, save: bool) -> None:
         """Evaluates and saves what is due after a step; stops there after a Ctrl-C."""
         better = self.tracker.unevaluated and not self._signals.caught and self._evaluate()
@@ -273,14 +284,29 @@ class _Training:
         stack.enter_context(closing(Several([metrics, timings, *curves, self.console])))
 
     def _values(self) -> dict[str, float]:
+        return {**self.tracker.metrics(), "train/epsilon": self.agent.epsilon, **self._learned()}
+
+    def _learned(self) -> dict[str, float]:
+        """Returns what the newest learner step said; a number that is none stops the run, for good reason."""
         learned = {f"train/{name}": float(value) for name, value in self.tracker.learned.items()}
-        for name, value in learned.items():
-            if not np.isfinite(value):
-                raise RunError(
-                    f"{name} is {value} at {self.tracker.env_steps:,} env steps: the learning diverged; "
-                    f"lower agent.learning_rate, or clip gradients or rewards; {self.run} is whole"
-                )
-        return {**self.tracker.metrics(), "train/epsilon": self.agent.epsilon, **learned}
+        wrong = [f"{name} is {value}" for name, value in learned.items() if not np.isfinite(value)]
+        suspect = self.agent.suspect() if isinstance(self.agent, DQN) else None
+        if not wrong and suspect is None:
+            return learned
+        what = wrong[0] if wrong else "the gradient is no number"
+        if suspect is None:
+            raise self._diverged(what)
+        number, batch = suspect
+        file = self.run / "diverged.safetensors"
+        with suppress(OSError):
+            write_tensors(file, {name: part for name, part in batch._asdict().items() if part is not None})
+        raise self._diverged(what, f"it began at learner step {number:,}, whose batch lies in {file}; ")
+
+    def _diverged(self, what: str, since: str = "") -> RunError:
+        return RunError(
+            f"{what} at {self.tracker.env_steps:,} env steps: the learning diverged; {since}lower "
+            f"agent.learning_rate, or clip gradients or rewards; {self.run} is whole"
+        )
 
     def _write(self, step: int, values: Mapping[str, float], speeds: Mapping[str, float]) -> None:
         self.metrics.write(step, values)
@@ -330,6 +356,10 @@ class _Training:
 
     def _save(self, *, best: bool = False, background: bool = True) -> None:
         """Writes a checkpoint; where that fails the run goes on, and tries again when it next reports."""
+        self._learned()  # weights that are none replace no good ones
+        for name, weight in self.agent.state_dict()["policy"].items():
+            if weight.is_floating_point() and not weight.isfinite().all():
+                raise self._diverged(f"{name} holds what is no number")
         self._settle()
         try:
             self.record.sync()  # a checkpoint stands for all that was reported before
