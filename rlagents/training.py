@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 
 from rlagents import runs, tables
 from rlagents.agents import DQN, QLearning
@@ -72,7 +73,7 @@ class Tracker:
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "best": self.best,
-            "learned": dict(self.learned),
+            "learned": {name: float(value) for name, value in self.learned.items()},  # in their order
             "unevaluated": self.unevaluated,
             "return": self._return.tolist(),
             "length": self._length.tolist(),
@@ -84,7 +85,9 @@ class Tracker:
         self.env_steps, self.episodes, self.best = state["env_steps"], state["episodes"], state["best"]
         self._return, self._length = np.array(state["return"]), np.array(state["length"])
         self._recent.extend((value, length) for value, length in state["recent"])
-        self.learned, self.unevaluated = state.get("learned", {}), state.get("unevaluated", False)
+        learned = state.get("learned", {})  # schema 1 has neither
+        self.learned = {name: torch.tensor(value, dtype=torch.float64) for name, value in learned.items()}
+        self.unevaluated = state.get("unevaluated", False)
 
 
 def train(
@@ -180,10 +183,8 @@ class _Training:
         saved.restore(agent=self.agent, tracker=self.tracker, trail=self.trail)
         self.resumed = saved.step
         self._notes += [f"{problem}; the one before it is used" for problem in saved.skipped]
-        there, here = saved.manifest["versions"], made_with()
-        if changed := [
-            f"{name} {there[name]} → {here[name]}" for name in here if there.get(name) != here[name]
-        ]:
+        there, here = {**made_with(), **saved.manifest["versions"]}, made_with()
+        if changed := [f"{name} {there[name]} → {new}" for name, new in here.items() if there[name] != new]:
             self._notes.append(f"this resume may not be exact: {', '.join(changed)}")
         if self.replay is not self.agent.replay:
             self._notes.append(
