@@ -203,6 +203,7 @@ class _Training:
         with ExitStack() as stack:
             self._open(stack)
             stack.enter_context(signals)
+            stack.callback(self._settle)  # whatever ends the run: a checkpoint begun is brought to its end
             if self.resumed is not None:
                 done = ", the end of its budget" if self.resumed >= budget else ""
                 self.console.note(f"resumed at {self.resumed:,} env steps{done}")
