@@ -81,6 +81,7 @@ class DQN:
         self._explore = streams.torch("exploration", device)
         self._sampling = streams.torch("replay", device)
         self._guard, self._guarded = Guard(config.batch_size, device), 0  # from which learner step on
+        self._norm: list[Tensor] = []  # of the newest gradient, where it is limited
         self._captured = on_gpu and config.cuda_graph
         self._launch = self._launcher()
         self.replay = Ring(
@@ -174,10 +175,10 @@ class DQN:
         params = self.working(batch.obs)[rows, batch.action]  # [B, Z]
         loss = self.values.loss(params, goal)  # [B]
         (batch.weight * loss).mean().backward()
-        norm = self._step()
+        self._step()
         self.replay.sampler.update(batch.row, loss.detach())
         mean = loss.detach().mean()
-        self._guard.watch(batch.row, mean, *norm)
+        self._guard.watch(batch.row, mean, *self._norm)
         return {"loss": mean, "q_mean": self.values.mean(params.detach()).mean()}
 
     def _share(self) -> None:
@@ -186,15 +187,15 @@ class DQN:
             for mine, theirs in zip(network.buffers(), self.online.buffers(), strict=True):
                 mine.copy_(theirs)
 
-    def _step(self) -> list[Tensor]:
-        """Moves the online weights along the gradient on the working ones; returns its norm where known."""
+    def _step(self) -> None:
+        """Moves the online weights along the gradient that lies on the working ones."""
         if self._renewed:
             for wide in self._parameters:
                 if wide.grad is None:
                     wide.grad = torch.empty_like(wide)
             _copy(_gradients(self._parameters), _gradients(self._renewed))
-        clip = self.config.gradient_clip
-        norm = [torch.nn.utils.clip_grad_norm_(self._parameters, clip)] if clip else []
+        if self.config.gradient_clip:
+            self._norm = [torch.nn.utils.clip_grad_norm_(self._parameters, self.config.gradient_clip)]
         self.optimizer.step()
         with torch.no_grad():
             if self._renewed:
@@ -205,7 +206,6 @@ class DQN:
                 _copy(list(self.target.parameters()), self._slow)
         for parameter in self._renewed or self._parameters:
             parameter.grad = None
-        return norm
 
     def suspect(self) -> tuple[int, Batch] | None:
         """Returns the first learner step whose loss or gradient was no number, with its batch; waits."""
