@@ -15,6 +15,7 @@ from statistics import median
 import rlagents  # isort: skip  # before torch: it says how OpenMP threads wait
 import torch
 import torch.nn.functional as F
+
 from rlagents import runs
 from rlagents.checkpoint import Checkpoints
 from rlagents.report.jsonl import read
