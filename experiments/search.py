@@ -15,6 +15,7 @@ from statistics import median
 import rlagents  # isort: skip  # before torch: it says how OpenMP threads wait
 import torch
 import torch.nn.functional as F
+
 from rlagents import runs
 from rlagents.checkpoint import Checkpoints
 from rlagents.report.jsonl import read
@@ -23,8 +24,7 @@ from rlagents.report.jsonl import read
 def dead(run: Path) -> str:
     """Returns how many channels of the first convolution never fire, of how many."""
     agent = runs.load(run, device="cpu").agent
-    checkpoints = Checkpoints(run)
-    checkpoints.restore_rows(checkpoints.newest(), agent.replay)
+    Checkpoints(run).newest(agent.replay)
     (inputs,) = agent.online.prepare(agent.replay.sample(64).obs)
     first = agent.online.bodies[0].layers[0]
     with torch.no_grad():

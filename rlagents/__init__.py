@@ -35,6 +35,7 @@ def train(
     out: str | Path | None = None,
     wandb: Literal["off", "offline", "online"] = "off",
     quiet: bool = False,
+    trust: bool = False,
 ) -> Path:
     """Trains an experiment, or goes on with a run; returns the run directory.
 
@@ -44,18 +45,19 @@ def train(
     Args:
         experiment: A name, a path, or what its TOML holds.
         overrides: Settings as "agent.learning_rate=1e-4".
-        resume: Run directory to go on with; then there is nothing else to set but `wandb` and `quiet`.
+        resume: Run directory to go on with; then there is nothing to set but `wandb`, `quiet` and `trust`.
         seed: Short for `run.seed`.
         device: Short for `run.device`.
         out: The run directory; by default `runs/<experiment>/<id>`.
         wandb: Whether to record the run for Weights & Biases.
         quiet: Whether to print nothing on the way.
+        trust: Whether to import what a run directory that was not made here names.
 
     Raises:
         UsageError: The experiment, or how it is asked for, cannot work: one line for each thing wrong.
         RunError: Something failed on the way.
     """
-    from rlagents import experiments, toml, training
+    from rlagents import experiments, runs, toml, training
     from rlagents.errors import UsageError
 
     short = {"run.seed": seed, "run.device": device}
@@ -63,10 +65,12 @@ def train(
     if resume is not None:
         if experiment is not None or settings or out is not None:
             raise UsageError("a run is resumed as it is: give no experiment, setting or out beside resume")
-        return training.resume(Path(resume), wandb=wandb, quiet=quiet)
+        return training.resume(Path(resume), wandb=wandb, quiet=quiet, trust=trust)
     if experiment is None:
         raise UsageError("train needs an experiment or a run to resume; see `rlagents list experiments`")
     source = experiments.find(experiment) if isinstance(experiment, str | Path) else experiment
+    if isinstance(source, Path) and source.name == "config.toml":  # of a run, perhaps a stranger's
+        runs.require_trust(toml.load(source), source.parent, trust=trust)
     return training.train(
         toml.load(source, settings), out=Path(out) if out else None, wandb=wandb, quiet=quiet
     )

@@ -2,29 +2,37 @@
 
 A checkpoint is weights and other tensors as safetensors, everything else as JSON, and a manifest with
 versions and checksums. It is written to a folder beside its place and renamed. The rows of the replay never
-change, so each checkpoint adds the segment of those that are new; those that none needs are removed.
+change, so each checkpoint adds the segment of those that are new; those that none needs are removed. What
+is read was perhaps damaged, or made by a stranger: nothing is believed before its size and checksum.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+import torch
+from safetensors import torch as safetensors
 from torch import Tensor
 
+from rlagents import machine
 from rlagents.errors import RunError
-from rlagents.machine import versions
 from rlagents.replay import Ring
 from rlagents.types import State
 
-SCHEMA = 1
-_MANIFEST = "manifest.json"
+SCHEMA = 2  # 1: a manifest without a checksum of its own, the best one named in a file beside
+_MANIFEST, _SEAL, _STATE = "manifest.json", "manifest.sha256", "state.json"
+_PIECE = 128 << 20  # bytes of rows in one file at most: what saving and reading take beside the replay
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Stateful(Protocol):
@@ -49,11 +57,24 @@ class Saved:
 
     folder: Path
     manifest: Mapping[str, Any]
+    skipped: tuple[str, ...] = ()  # what is wrong with newer ones
 
     @property
     def step(self) -> int:
         """Env steps at which it was taken."""
         return int(self.manifest["step"])
+
+    def state(self) -> dict[str, Any]:
+        """Returns everything that it holds but the replay's rows, by names as `agent/policy/head.weight`."""
+        flat: dict[str, Any] = {}
+        for name, expected in self.manifest["files"].items():
+            content = _take(self.folder, name, expected)
+            if name == _STATE:
+                flat |= json.loads(content)
+            else:
+                part = name.removesuffix(".safetensors").replace(".", "/")
+                flat |= {f"{part}/{key}": value for key, value in safetensors.load(content).items()}
+        return flat
 
     def restore(self, **objects: Stateful) -> None:
         """Hands each object the state that was saved under its name.
@@ -62,25 +83,11 @@ class Saved:
             RunError: the state is not that of such objects.
         """
         try:
-            flat: dict[str, Any] = json.loads((self.folder / "state.json").read_text("utf-8"))
-            for name in self.manifest["files"]:
-                if name.endswith(".safetensors"):
-                    part = name.removesuffix(".safetensors")
-                    tensors = load_file(self.folder / name)
-                    flat |= {f"{part.replace('.', '/')}/{key}": value for key, value in tensors.items()}
-            state = _nest(flat)
+            state = _nest(self.state())
             for name, stateful in objects.items():
                 stateful.load_state_dict(state[name])
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # whatever a stranger's bytes lead to
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise RunError(f"{self.folder} does not fit this experiment, or is damaged: {reason}") from error
 
 
@@ -90,112 +97,191 @@ class Checkpoints:
     Args:
         run: the run's folder.
         keep: how many of the newest stay, beside the best.
+        experiment: what a checkpoint must have been made with to be gone on with: nested tables.
+        compress: write the rows of the replay compressed.
     """
 
-    def __init__(self, run: Path, keep: int = 2) -> None:
+    def __init__(
+        self,
+        run: Path,
+        keep: int = 2,
+        *,
+        experiment: Mapping[str, Any] | None = None,
+        compress: bool = False,
+    ) -> None:
         self.folder, self._segments, self._keep = run / "checkpoints", run / "replay", keep
-        self._rows = 0  # time up to which the replay's rows are on disk
+        settings = _flatten(experiment or {})
+        self._experiment = {path.replace("/", "."): value for path, value in settings}
+        self._compress = compress
+        self._best: int | None = None  # env steps of the best checkpoint
+        self._entries: list[dict[str, Any]] = []  # the segments on disk, oldest first, without a gap
+        self._writer: threading.Thread | None = None
+        self._failed: Exception | None = None
 
-    def save(self, step: int, replay: Ring | None, *, best: bool = False, **objects: Stateful) -> Path:
+    def save(
+        self,
+        step: int,
+        replay: Ring | None,
+        *,
+        best: bool = False,
+        background: bool = False,
+        **objects: Stateful,
+    ) -> Path:
         """Writes a checkpoint of env step `step`, and removes those that are no longer kept.
 
         Args:
             step: env steps so far.
             replay: its rows, if there is one.
             best: whether `best` shall name this one from now on.
+            background: return once everything is copied, and write in a thread of its own. At most some
+                bytes of rows are copied (`_PIECE`); more are written before.
             objects: what to save, by name.
+
+        Raises:
+            OSError: it cannot be written; those before it stay. With `background`, by `wait`, or here if the
+                one before failed.
         """
-        state = {name: stateful.state_dict() for name, stateful in objects.items()}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        place, beside = self.folder / f"{step:012d}", self.folder / f".{step:012d}.tmp"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        files: dict[str, dict[str, Any]] = {}
+        self.wait()
         plain: dict[str, Any] = {}
         tensors: dict[str, dict[str, Tensor]] = {}
-        for path, value in _flatten(state):
+        for path, value in _flatten({name: stateful.state_dict() for name, stateful in objects.items()}):
             if isinstance(value, Tensor):
                 # A file for each part: weights can be had without the rest, as agent.policy.safetensors.
                 owner, part, key = path.split("/", 2) if path.count("/") > 1 else (*path.split("/"), "")
                 name = f"{owner}.{part}" if key else owner
-                tensors.setdefault(name, {})[key or part] = value.detach().cpu().contiguous()
+                copied = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+                tensors.setdefault(f"{name}.safetensors", {})[key or part] = copied
             else:
                 plain[path] = value
-        for part, named in tensors.items():
-            _save_tensors(named, beside / f"{part}.safetensors")
-        (beside / "state.json").write_text(json.dumps(plain, indent=1), "utf-8")
-        for file in sorted(beside.iterdir()):
-            files[file.name] = _fingerprint(file)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _sync(self.folder.parent)
+        rows = [] if replay is None else self._rows(replay)
+        for write in rows[:-1]:
+            write()
+        known = {"schema": SCHEMA, "step": step, "best": step if best else self._best}
+        state = json.dumps(plain, indent=1).encode()
+        job = partial(self._write, known, state, tensors, rows[-1:])
+        if not background:
+            job()
+            return self._place(step)
+        self._writer = threading.Thread(target=self._try, args=(job,), daemon=True)
+        self._writer.start()
+        return self._place(step)
+
+    @property
+    def writing(self) -> bool:
+        """Whether the background is still at it."""
+        return self._writer is not None and self._writer.is_alive()
+
+    def wait(self) -> None:
+        """Waits for what is written in the background; raises the OSError that it failed with."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
+
+    def _try(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:
+            self._failed = error
+
+    def _write(
+        self,
+        known: dict[str, Any],
+        state: bytes,
+        tensors: Mapping[str, dict[str, Tensor]],
+        rows: Iterable[Callable[[], None]],
+    ) -> None:
+        """Writes everything beside its place, then moves it there."""
+        for write in rows:
+            write()
+        place = self._place(known["step"])
+        beside, former = place.with_name(f".{place.name}.tmp"), place.with_name(f".{place.name}.old")
+        for leftover in (beside, former):
+            shutil.rmtree(leftover, ignore_errors=True)
+        beside.mkdir()
+        files = {name: _put(beside / name, safetensors.save(named)) for name, named in tensors.items()}
+        files[_STATE] = _put(beside / _STATE, state)
         manifest = {
-            "schema": SCHEMA,
-            "step": step,
-            "versions": versions(),
+            **known,
+            "versions": made_with(),
+            "experiment": self._experiment,
             "files": files,
-            "replay": [] if replay is None else self._save_rows(replay),
+            "replay": self._entries,
         }
-        _write(beside / _MANIFEST, json.dumps(manifest, indent=1))
-        if place.exists():
-            shutil.rmtree(place)
+        sealed = _put(beside / _MANIFEST, json.dumps(manifest, indent=1).encode())
+        _put(beside / _SEAL, sealed["sha256"].encode())
+        _sync(beside)
+        if place.exists():  # a Ctrl-C where no environment acted, or before an evaluation
+            place.rename(former)
         beside.rename(place)
         _sync(self.folder)
-        if best:
-            _write(self.folder / "best.json", json.dumps({"step": step}))
-        self._prune()
-        return place
+        self._best = known["best"]
+        with suppress(OSError, DamagedError):  # what cannot be removed now goes after the next one
+            self._prune()
 
-    def _save_rows(self, replay: Ring) -> list[dict[str, Any]]:
-        """Writes the rows that are not on disk yet; returns the segments that make up the ring."""
-        self._segments.mkdir(exist_ok=True)
+    def _rows(self, replay: Ring) -> list[Callable[[], None]]:
+        """Returns what writes the rows that are not on disk yet, piece by piece; the last piece is copied."""
         oldest = max(0, replay.time - replay.rows)
-        start = max(self._rows, oldest)
-        if start < replay.time:
-            name = f"{start:012d}-{replay.time:012d}.safetensors"
-            beside = self._segments / f".{name}.tmp"
-            _save_tensors(replay.window(start, replay.time), beside)
-            beside.rename(self._segments / name)
-            _sync(self._segments)
-            entry = {"start": start, "stop": replay.time, **_fingerprint(self._segments / name)}
-            _write(self._segments / f"{name}.json", json.dumps(entry))
-            self._rows = replay.time
-        entries: list[dict[str, Any]] = []
-        for file in sorted(self._segments.glob("*.safetensors")):
-            entry = json.loads(file.with_name(file.name + ".json").read_text("utf-8"))
-            if entry["stop"] > oldest:
-                entries.append({"file": file.name, **entry})
-        return entries
+        self._entries = [entry for entry in self._entries if entry["stop"] > oldest]
+        start = max(self._entries[-1]["stop"] if self._entries else 0, oldest)
+        length = max(1, _PIECE // (replay.nbytes // replay.rows))
+        pieces = [(first, min(first + length, replay.time)) for first in range(start, replay.time, length)]
+        if not pieces:
+            return []
+        self._segments.mkdir(exist_ok=True)
+        *before, last = pieces
+        later = [partial(self._write_rows, *piece, partial(replay.window, *piece)) for piece in before]
+        copied = replay.window(*last)
+        return [*later, partial(self._write_rows, *last, lambda: copied)]
+
+    def _write_rows(self, start: int, stop: int, window: Callable[[], dict[str, Tensor]]) -> None:
+        content = safetensors.save(window())
+        entry: dict[str, Any] = {
+            "file": f"{start:012d}-{stop:012d}.safetensors",
+            "start": start,
+            "stop": stop,
+        }
+        if self._compress:
+            entry |= {"file": entry["file"] + ".zlib", "bytes": len(content)}
+            content = zlib.compress(content, 1)
+        entry |= _put(self._segments / entry["file"], content)
+        _sync(self._segments)
+        self._entries = [*self._entries, entry]
 
     def _prune(self) -> None:
-        best = self._best()
-        kept = self.steps()[-self._keep :]
-        for step in self.steps():
-            if step not in kept and step != best:
-                shutil.rmtree(self._place(step))
-        needed = {entry["file"] for step in kept for entry in self._segments_of(step)}
-        for file in self._segments.glob("*.safetensors"):
+        steps = self.steps()
+        newest = steps[-self._keep :]
+        for step in steps:
+            if step not in newest and step != self._best:
+                self._place(step).rename(self._place(step).with_name(f".{step:012d}.tmp"))
+        for leftover in [*self.folder.glob(".*.tmp"), *self.folder.glob(".*.old")]:
+            shutil.rmtree(leftover)
+        manifests = [self._manifest(self._place(step)) for step in newest]
+        needed = {entry["file"] for manifest in manifests for entry in manifest["replay"]}
+        for file in self._segments.iterdir() if self._segments.is_dir() else ():
             if file.name not in needed:
                 file.unlink()
-                file.with_name(file.name + ".json").unlink(missing_ok=True)
 
     def steps(self) -> list[int]:
         """Returns the env steps of the checkpoints on disk, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(f.name) for f in self.folder.iterdir() if f.is_dir() and f.name.isdigit())
+        named = (file.name for file in self.folder.iterdir() if file.is_dir() and not file.is_symlink())
+        return sorted(int(name) for name in named if re.fullmatch("[0-9]{12,15}", name))
 
     def _place(self, step: int) -> Path:
         return self.folder / f"{step:012d}"
 
-    def _best(self) -> int | None:
-        try:
-            return int(json.loads((self.folder / "best.json").read_text("utf-8"))["step"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _segments_of(self, step: int) -> list[dict[str, Any]]:
-        try:
-            return json.loads((self._place(step) / _MANIFEST).read_text("utf-8"))["replay"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []  # a damaged checkpoint needs no rows
+    def _best_of(self, manifest: Mapping[str, Any]) -> int | None:
+        if manifest["schema"] > 1:
+            return manifest.get("best")
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return int(json.loads((self.folder / "best.json").read_bytes())["step"])
+        return None
 
     def find(self, which: str | int = "latest") -> Saved:
         """Returns a checkpoint after checking every byte of it.
@@ -206,7 +292,10 @@ class Checkpoints:
         steps = self.steps()
         if not steps:
             raise RunError(f"{self.folder.parent} has no checkpoint")
-        step = self._best() if which == "best" else steps[-1] if which == "latest" else int(which)
+        if which == "best":
+            step = self._best_of(self._checked(self._place(steps[-1])).manifest)
+        else:
+            step = steps[-1] if which == "latest" else int(which)
         if step is None:
             raise RunError(f"{self.folder.parent} has no best checkpoint: it was never evaluated")
         if step not in steps:
@@ -215,54 +304,113 @@ class Checkpoints:
         return self._checked(self._place(step))
 
     def _checked(self, folder: Path) -> Saved:
+        """Returns a checkpoint whose every file, but not its rows, is as it was written."""
+        manifest = self._manifest(folder)
         try:
-            manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
-            schema, files = manifest["schema"], manifest["files"]
+            for name, expected in manifest["files"].items():
+                _take(folder, name, expected)
+        except Exception as error:  # whatever a stranger's bytes lead to
+            raise DamagedError(f"{folder} is damaged: {_reason(error)}") from error
+        return Saved(folder, manifest)
+
+    def _manifest(self, folder: Path) -> dict[str, Any]:
+        """Returns a manifest that is as it was written, and names nothing outside its folder."""
+        try:
+            content = _small(folder / _MANIFEST)
+            sealed = (folder / _SEAL).exists()
+            if sealed and _small(folder / _SEAL) != hashlib.sha256(content).hexdigest().encode():
+                raise ValueError(f"{_MANIFEST} differs from its checksum")
+            manifest = json.loads(content)
+            schema = manifest["schema"]
             if schema > SCHEMA:
                 raise RunError(
                     f"{folder} has schema {schema}; this rlagents reads up to {SCHEMA}: install a newer one"
                 )
-            for name, expected in files.items():
-                _check(folder / Path(name).name, expected)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"{folder} is damaged: {error}") from error
-        return Saved(folder, manifest)
+            if schema > 1 and not sealed:
+                raise ValueError(f"{_SEAL} is missing")
+            if manifest["step"] != int(folder.name):
+                raise ValueError(f"{_MANIFEST} is of env step {manifest['step']}")
+            for name in [*manifest["files"], *(entry["file"] for entry in manifest["replay"])]:
+                if not _NAME.fullmatch(name):
+                    raise ValueError(f"{name!r} is no name of a file in it")
+            return manifest | {key: dict(manifest.get(key, {})) for key in ("experiment", "versions")}
+        except RunError:
+            raise
+        except Exception as error:  # whatever a stranger's bytes lead to
+            raise DamagedError(f"{folder} is damaged: {_reason(error)}") from error
 
-    def newest(self) -> Saved:
+    def newest(self, replay: Ring | None = None) -> Saved:
         """Returns the newest checkpoint that is whole, for a resume; puts damaged newer ones aside.
 
+        Args:
+            replay: gets its rows back.
+
         Raises:
-            RunError: there is none.
+            RunError: there is none, or it is of another experiment.
         """
-        problems: list[str] = []
+        for former in self.folder.glob(".*.old"):  # killed while it was being replaced
+            place = former.with_name(former.stem.removeprefix("."))
+            if not place.exists():
+                former.rename(place)
+        damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                return self._checked(self._place(step))
+                saved = self._checked(self._place(step))
+                self._require_same_experiment(saved)
+                if replay is not None:
+                    self._restore_rows(saved, replay)
             except DamagedError as error:
-                problems.append(str(error))
-                aside = self._place(step).with_suffix(".damaged")
+                damaged[step] = str(error)
+                continue
+            for bad in damaged:
+                aside = self._place(bad).with_suffix(".damaged")
                 shutil.rmtree(aside, ignore_errors=True)
-                self._place(step).rename(aside)
-        raise RunError("; ".join(problems) or f"{self.folder.parent} has no checkpoint")
+                self._place(bad).rename(aside)
+            self._best = self._best_of(saved.manifest)
+            self._entries = [] if replay is None else list(saved.manifest["replay"])
+            return replace(saved, skipped=tuple(damaged.values()))
+        raise RunError("; ".join(damaged.values()) or f"{self.folder.parent} has no checkpoint")
 
-    def restore_rows(self, saved: Saved, replay: Ring) -> None:
-        """Reads the replay's rows back.
+    def _require_same_experiment(self, saved: Saved) -> None:
+        there = saved.manifest["experiment"]
+        for name, value in self._experiment.items():
+            if name in there and there[name] != value:
+                raise RunError(
+                    f"{saved.folder} is of another experiment: {name} is {json.dumps(there[name])} there and "
+                    f"{json.dumps(value)} in config.toml; put the former value back"
+                )
 
-        Raises:
-            RunError: a segment is missing or damaged.
-        """
+    def _restore_rows(self, saved: Saved, replay: Ring) -> None:
+        """Reads the replay's rows back; DamagedError if a segment is missing or damaged."""
+        stop = None
         for entry in saved.manifest["replay"]:
-            file = self._segments / Path(entry["file"]).name
+            name = entry["file"]
             try:
-                _check(file, entry)
-                replay.restore(int(entry["start"]), load_file(file))
-            except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-                raise RunError(f"{file} is damaged: {error}") from error
+                content = _take(self._segments, name, entry)
+                if name.endswith(".zlib"):
+                    content = _inflate(content, entry["bytes"])
+                parts = safetensors.load(content)
+                start, times = entry["start"], len(parts["final"])
+                if stop not in (None, start) or start < 0 or entry["stop"] - start != times:
+                    raise ValueError(f"it does not hold rows {stop} to {entry['stop']}")
+                replay.restore(start, parts)
+                stop = start + times
+            except Exception as error:  # whatever a stranger's bytes lead to
+                raise DamagedError(
+                    f"{saved.folder} lacks {self._segments / name}, which is damaged: {_reason(error)}"
+                ) from error
         replay.reopen()
-        self._rows = replay.time
-        for file in self._segments.glob("*.safetensors"):  # of a run that died between rows and manifest
-            if int(file.name.split("-")[0]) >= replay.time:
-                file.unlink()
+
+
+def write_tensors(file: Path, named: Mapping[str, Any]) -> None:
+    """Writes tensors, and dictionaries of them, as safetensors."""
+    flat = {path: value.detach().cpu().contiguous() for path, value in _flatten(named)}
+    _put(file, safetensors.save(flat))
+
+
+def made_with() -> dict[str, str]:
+    """Returns what the bits of a result depend on beside the experiment."""
+    return {**machine.versions(), "threads": str(torch.get_num_threads())}
 
 
 def _flatten(state: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -288,40 +436,60 @@ def _nest(flat: Mapping[str, Any]) -> State:
     return nested
 
 
-def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Writes tensors and waits until they are on the disk; a full disk is an OSError, as for other files."""
-    try:
-        save_file(tensors, file)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    _sync(file)
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-def _fingerprint(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+def _put(file: Path, content: bytes) -> dict[str, Any]:
+    """Writes a file and waits until it is on the disk; returns its size and checksum."""
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _check(file: Path, expected: Mapping[str, Any]) -> None:
+def _take(folder: Path, name: str, expected: Mapping[str, Any]) -> bytes:
+    """Returns the content of a file that is as large as it should be, and is what it was."""
+    file, size = folder / name, expected["size"]
     if not file.is_file() or file.is_symlink():
         raise ValueError(f"{file.name} is missing")
-    if file.stat().st_size != expected["size"]:
-        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, not {expected['size']}")
-    if _fingerprint(file)["sha256"] != expected["sha256"]:
+    if file.stat().st_size != size:
+        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, not {size}")
+    _afford(size)
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
         raise ValueError(f"{file.name} differs from its checksum")
+    return content
 
 
-def _write(file: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
-    beside = file.with_name(f".{file.name}.tmp")
-    beside.write_text(text, "utf-8")
-    _sync(beside)
-    beside.replace(file)
+def _small(file: Path, most: int = 16 << 20) -> bytes:
+    """Returns the content of a file that nothing vouches for, if it is small."""
+    if file.is_symlink() or not file.is_file():
+        raise ValueError(f"{file.name} is missing")
+    if file.stat().st_size > most:
+        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, more than {most}")
+    return file.read_bytes()
 
 
-def _sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _inflate(content: bytes, size: int) -> bytes:
+    """Returns what `content` holds compressed: exactly `size` bytes, and never more are made."""
+    _afford(size)
+    stream = zlib.decompressobj()
+    plain = stream.decompress(content, size) if size > 0 else b""
+    if len(plain) != size or (not stream.eof and stream.decompress(stream.unconsumed_tail, 1)):
+        raise ValueError(f"it does not unfold to {size} bytes")
+    return plain
+
+
+def _afford(size: int) -> None:
+    if size > (free := machine.available()):
+        raise ValueError(f"it takes {size} bytes of memory, and {free} are free")
+
+
+def _sync(folder: Path) -> None:
+    """Waits until the entries of a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -64,6 +64,9 @@ def main() -> None:
     """Value-based reinforcement learning, from a Q-table to Atari."""
 
 
+_trust = click.option("--trust", is_flag=True, help="Import what a run that was not made here names.")
+
+
 @main.command()
 @click.argument("experiment", required=False)
 @click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
@@ -75,6 +78,7 @@ def main() -> None:
 )
 @click.option("--wandb", type=click.Choice(["off", "offline", "online"]), default="off", show_default=True)
 @click.option("--quiet", is_flag=True, help="Print the last line only.")
+@_trust
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -86,6 +90,7 @@ def train(
     out: Path | None,
     wandb: _Wandb,
     quiet: bool,
+    trust: bool,
 ) -> None:
     """Train EXPERIMENT, a name or a path, with settings such as agent.learning_rate=1e-4."""
     if resume is not None:
@@ -93,7 +98,7 @@ def train(
         given = {"KEY=VALUE": setting, "--seed": seed is not None, "--device": device, "--out": out}
         if beside := [name for name, value in given.items() if value]:
             raise click.UsageError(f"--resume goes on with a run as it is: leave out {', '.join(beside)}")
-        _resume(ctx, resume, experiment, wandb, quiet)
+        _resume(ctx, resume, experiment, wandb, quiet, trust)
         return
     if experiment is None:
         raise click.UsageError(
@@ -110,7 +115,7 @@ def train(
 
     from rlagents import runs, training
 
-    _importable(file)
+    _importable(file, trust=trust)
     run = ctx.meta[_RUN] = out or runs.place(config)
     if not quiet:
         click.echo(f"experiment  {file}\ntrains      {_summary(config)}\nwrites      {run}")
@@ -119,19 +124,22 @@ def train(
         click.echo(f"watch it    rlagents evaluate {run} --render video")
 
 
-def _resume(ctx: click.Context, run: Path, experiment: str | None, wandb: _Wandb, quiet: bool) -> None:
+def _resume(
+    ctx: click.Context, run: Path, experiment: str | None, wandb: _Wandb, quiet: bool, trust: bool
+) -> None:
     """Goes on with a run, if the experiment named beside it is its own."""
     from rlagents import experiments, runs, training
 
-    own = runs.read(run).run.name
+    config = runs.trusted(run, trust=trust)
     file = experiments.find(experiment) if experiment else None
-    if file and (other := experiments.load(file).run.name) != own:
+    if file and (other := experiments.load(file).run.name) != config.run.name:
         raise UsageError(
-            f"EXPERIMENT beside --resume must be the run's own, {own}, got {other}; leave it out"
+            f"EXPERIMENT beside --resume must be the run's own, {config.run.name}, got {other}; leave it out"
         )
-    _importable(file)
+    if runs.imports(config):
+        _importable(file, trust=trust)
     ctx.meta[_RUN] = run
-    training.resume(run, wandb=wandb, quiet=quiet)
+    training.resume(run, wandb=wandb, quiet=quiet, trust=trust)
 
 
 def _checkpoint(ctx: click.Context, parameter: click.Parameter, value: str) -> str | int:
@@ -156,6 +164,7 @@ def _checkpoint(ctx: click.Context, parameter: click.Parameter, value: str) -> s
 @click.option(
     "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here."
 )
+@_trust
 def evaluate(
     run: Path,
     episodes: int,
@@ -164,13 +173,22 @@ def evaluate(
     checkpoint: str | int,
     render: Literal["none", "human", "video"],
     file: Path | None,
+    trust: bool,
 ) -> None:
     """Play whole episodes with the agent of RUN in fresh environments."""
-    from rlagents import evaluation
+    from rlagents import evaluation, runs
 
-    _importable(None)
+    if runs.imports(runs.trusted(run, trust=trust)):
+        _importable(None)
     result = evaluation.evaluate(
-        run, episodes=episodes, seed=seed, epsilon=epsilon, checkpoint=checkpoint, render=render, json=file
+        run,
+        episodes=episodes,
+        seed=seed,
+        epsilon=epsilon,
+        checkpoint=checkpoint,
+        render=render,
+        json=file,
+        trust=trust,
     )
     how = f"epsilon {result.epsilon:g}" if result.epsilon else "greedy"
     rows = {"run": f"{run}, {how}, seed {result.seed}", "score": str(result)}
@@ -181,6 +199,23 @@ def evaluate(
     if file:
         rows["json"] = str(file)
     click.echo(_columns(rows))
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("other", type=click.Path(path_type=Path))
+@click.option("--exact", is_flag=True, required=True, help="To the last bit.")
+@click.pass_context
+def compare(ctx: click.Context, run: Path, other: Path, exact: bool) -> None:
+    """Tell the first env step at which two runs differ, and in what; exit code 1 if they do."""
+    from rlagents import difference
+
+    found = difference.first(run, other)
+    if found is None:
+        click.echo("no difference in metrics.jsonl, nor in the checkpoints that both have")
+        return
+    click.echo(f"they differ first at {found.step:,} env steps: {found.what}")
+    ctx.exit(1)
 
 
 @main.command(name="list")
@@ -327,8 +362,16 @@ def _bench_peers(plan: "Plan", precisions: tuple[str, ...], score: float | None)
     return compare.compare(plan, precisions=precisions, score=score)
 
 
-def _importable(file: Path | None) -> None:
-    """Lets `id = "my_env:MyEnv-v0"` find a module in the current folder, or else beside the experiment."""
+def _importable(file: Path | None, *, trust: bool = False) -> None:
+    """Lets `id = "my_env:MyEnv-v0"` find a module in the current folder, or else beside the experiment.
+
+    A run directory is perhaps a stranger's: it is trusted first, and no module in it is found.
+    """
+    if file is not None and file.name == "config.toml":
+        from rlagents import runs, toml
+
+        runs.require_trust(toml.load(file), file.parent, trust=trust)
+        file = None
     folders = [str(Path.cwd()), *([str(file.resolve().parent)] if file else [])]
     sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
 

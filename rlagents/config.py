@@ -1,4 +1,4 @@
-"""One experiment as data: `[run]`, `[env]` and `[agent]`, frozen and checked as a whole.
+"""One experiment as data: `[run]`, `[env]`, `[agent]`, `[checkpoint]`, frozen and checked as a whole.
 
 A variant of an algorithm is a field here, never a subclass elsewhere. Descriptions carry the unit. How these
 models are read from a file and written to one stands in `toml`.
@@ -62,6 +62,15 @@ class Run(Model):
             every = {k: tenth for k in ("evaluate_every", "checkpoint_every") if table.get(k, -1) == -1}
             return {**table, **every}
         return table
+
+
+class Checkpoint(Model):
+    """What a checkpoint keeps of the replay."""
+
+    replay: Literal["all", "none"] = Field(
+        default="all", description="rows, each written once; none: little to write, and a resume is not exact"
+    )
+    compress: bool = Field(default=False, description="rows compressed: less to write, more to compute")
 
 
 class Exploration(Model):
@@ -200,6 +209,7 @@ class Experiment(Model):
     run: Run
     env: EnvConfig
     agent: AgentConfig = DQN()
+    checkpoint: Checkpoint = Checkpoint()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

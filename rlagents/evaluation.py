@@ -231,6 +231,7 @@ def evaluate(
     device: str = "auto",
     json: str | Path | None = None,
     out: str | Path | None = None,
+    trust: bool = False,
 ) -> Evaluation:
     """Returns how a saved agent does in fresh environments.
 
@@ -247,6 +248,7 @@ def evaluate(
         device: `auto`, `cpu` or `cuda`.
         json: file for everything that is known about the evaluation.
         out: folder for the video; None: `videos/` in the run directory.
+        trust: import what a run that was not made here names.
 
     Raises:
         UsageError: an argument or the run's environment is impossible here.
@@ -258,7 +260,7 @@ def evaluate(
         raise UsageError(f"epsilon must be between 0 and 1, got {epsilon}")
     if seed is not None and not 0 <= seed < 2**31:
         raise UsageError(f"seed must be at least 0 and below 2**31, got {seed}")
-    loaded = runs.load(run, checkpoint=checkpoint, device=device)
+    loaded = runs.load(run, checkpoint=checkpoint, device=device, trust=trust)
     agent, experiment = loaded.agent, loaded.config
     seed = evaluation_seed(experiment) if seed is None else seed
     if render == "human":

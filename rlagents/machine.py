@@ -41,6 +41,23 @@ def memory() -> int:
         return 10**12
 
 
+def available(device: torch.device | None = None) -> int:
+    """Returns the bytes of memory that this process can still get: a GPU's, the system's, a container's."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    known, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    free = memory()
+    if known.is_file():
+        rows = (text.split() for text in known.read_text("utf-8").splitlines())
+        free = next((int(row[1]) * 1024 for row in rows if row[0] == "MemAvailable:"), free)
+    try:  # cgroup v2; what the page cache holds can be had
+        limit, used = (int((group / f"memory.{name}").read_text("utf-8")) for name in ("max", "current"))
+        stat = dict(row.split() for row in (group / "memory.stat").read_text("utf-8").splitlines())
+        return min(free, limit - used + int(stat["file"]))
+    except (OSError, ValueError, KeyError):
+        return free
+
+
 def resident(device: torch.device) -> int | None:
     """Returns the bytes of this process in memory, or of its tensors on a GPU; None where nobody says."""
     if device.type == "cuda":

@@ -1,28 +1,38 @@
 """Run directories: `runs/<experiment>/<id>/` with the resolved configuration, metrics and checkpoints."""
 
 import ctypes
+import fcntl
+import hashlib
+import hmac
 import json
 import os
+import platform
+import re
 import secrets
 import sys
+import tempfile
 import time
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import rlagents_envs
-from rlagents import agents, toml
+from rlagents import agents, machine, toml
 from rlagents.checkpoint import Checkpoints
-from rlagents.config import EnvConfig, Experiment
+from rlagents.config import EnvConfig, Experiment, QLearning
 from rlagents.errors import RunError, UsageError
-from rlagents.machine import versions
 from rlagents.networks import has_pixels
+from rlagents.replay import row_bytes
 from rlagents.seeding import Streams
+from rlagents_envs.config import Gymnasium
 from rlagents_envs.vector import Environments
 
 _THREADS = torch.get_num_threads()  # as the user has it
+_CONFIG, _SIGNATURE = "config.toml", "signature"
+_LARGEST_CONFIG = 1 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -57,20 +67,38 @@ def create(experiment: Experiment, run: Path) -> None:
         raise UsageError(
             f"--out must be a new or empty directory, got {run}; continue a run with --resume {run}"
         )
+    config = toml.dump(experiment).encode()
+    about = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "versions": machine.versions(),
+        "id": secrets.token_hex(4),
+    }
     try:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.toml").write_text(toml.dump(experiment), "utf-8")
+        with suppress(OSError, RunError):  # without a signature a resume asks for --trust, where it matters
+            (run / _SIGNATURE).write_text(_sign(config), "utf-8")
+        (run / "run.json").write_text(json.dumps(about, indent=1), "utf-8")
+        beside = run / f".{_CONFIG}.tmp"
+        beside.write_bytes(config)
+        beside.rename(run / _CONFIG)  # last and whole: this makes it a run
     except OSError as error:
         raise UsageError(f"{run} cannot be written: {error.strerror}") from error
-    about = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, "versions": versions()}
-    about["id"] = secrets.token_hex(4)
-    (run / "run.json").write_text(json.dumps(about, indent=1), "utf-8")
 
 
 def identity(run: Path) -> str:
-    """Returns the name that a run has among all runs anywhere."""
-    about = json.loads((run / "run.json").read_text("utf-8"))
-    return f"{run.name}-{about['id']}"
+    """Returns the name that a run has among all runs anywhere.
+
+    Raises:
+        RunError: run.json does not say.
+    """
+    try:
+        number = str(json.loads((run / "run.json").read_bytes())["id"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        number = ""
+    if not re.fullmatch("[0-9a-f]{8}", number):
+        raise RunError(f"{run / 'run.json'} must hold an id of 8 hexadecimal digits; leave out --wandb")
+    return f"{run.name}-{number}"
 
 
 def read(run: str | Path) -> Experiment:
@@ -79,11 +107,137 @@ def read(run: str | Path) -> Experiment:
     Raises:
         RunError: it is not one.
     """
-    file = Path(run) / "config.toml"
+    file = Path(run) / _CONFIG
     if not file.is_file():
         what = "has no config.toml" if Path(run).is_dir() else "is not there"
         raise RunError(f"{run} is not a run directory: it {what}; runs lie in runs/<experiment>/<id>")
+    if (size := file.stat().st_size) > _LARGEST_CONFIG:
+        raise RunError(f"{file} must have at most {_LARGEST_CONFIG} bytes, got {size}")
     return toml.load(file)
+
+
+def _written(run: Path) -> Iterator[Path]:
+    """Yields what lies where a run is written to; W&B has links of its own in its folder."""
+    for inside in run.iterdir():
+        yield inside
+        if inside.name != "wandb" and inside.is_dir() and not inside.is_symlink():
+            yield from inside.iterdir()
+
+
+def imports(experiment: Experiment) -> list[str]:
+    """Returns what an experiment names of code that is not rlagents' own, or hands arguments to."""
+    env = experiment.env
+    if not isinstance(env, Gymnasium):
+        return []
+    named = [name for name in (env.id, *env.wrappers) if ":" in name]
+    return [*named, f"{env.id} with {env.kwargs}"] if env.kwargs else named
+
+
+def trusted(run: str | Path, *, trust: bool = False) -> Experiment:
+    """Returns the experiment of a run that may be worked in: nothing in it leads elsewhere.
+
+    Args:
+        run: the run directory.
+        trust: import what it names, although it was not made here.
+
+    Raises:
+        RunError: it is no run, holds symbolic links, or must be trusted first.
+    """
+    experiment = read(run)
+    for inside in _written(Path(run)):
+        if inside.is_symlink():
+            raise RunError(f"{inside} must not be a symbolic link: what is written there would go elsewhere")
+    require_trust(experiment, Path(run), trust=trust)
+    return experiment
+
+
+def require_trust(experiment: Experiment, run: Path, *, trust: bool = False) -> None:
+    """Checks that the run was made here, if its experiment names code to be imported.
+
+    Raises:
+        RunError: it was not, and nobody said that it shall be trusted.
+    """
+    if (names := imports(experiment)) and not trust and not _signed(run):
+        raise RunError(
+            f"{run} was not made here by you, and would import {', '.join(names)}, which runs with your "
+            "rights: look at that code, then say --trust"
+        )
+
+
+def _signed(run: Path) -> bool:
+    try:
+        signature = (run / _SIGNATURE).read_bytes()[:128]
+        return hmac.compare_digest(signature, _sign((run / _CONFIG).read_bytes()).encode())
+    except OSError:
+        return False
+
+
+def _sign(config: bytes) -> str:
+    """Returns what only who has this user's key can make of a configuration."""
+    return hmac.new(_key(), b"rlagents run\0" + config, hashlib.sha256).hexdigest()
+
+
+def _key() -> bytes:
+    """Returns this user's key, made when it is first asked for.
+
+    Raises:
+        RunError: others can read it, or it is not one.
+        OSError: there is no place for it.
+    """
+    file = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "rlagents" / "key"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent) as beside:  # of mode 0600
+            beside.write(secrets.token_bytes(32))
+            beside.flush()
+            with suppress(FileExistsError):  # another process was first
+                os.link(beside.name, file)
+    key, mode = file.read_bytes(), file.stat().st_mode & 0o777
+    if mode & 0o077 or len(key) != 32:
+        raise RunError(
+            f"{file} must hold 32 bytes and be of mode 0600, got {len(key)} and {mode:04o}; remove it: "
+            "a new one is made, and older runs want --trust"
+        )
+    return key
+
+
+@contextmanager
+def locked(run: Path) -> Generator[None]:
+    """Holds a run directory for one process. However that ends, the system opens the lock.
+
+    Raises:
+        RunError: another one holds it.
+    """
+    with (run / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read(100)
+            holder = f"process {who}" if re.fullmatch(r"\d+ on [\w.-]+", who) else "another process"
+            raise RunError(f"{run} is in use by {holder}; stop that one first") from None
+        file.truncate(0)
+        with suppress(OSError):  # on a full disk the holder remains unnamed
+            file.write(f"{os.getpid()} on {platform.node()}")
+            file.flush()
+        yield
+
+
+def require_memory(experiment: Experiment, envs: Environments, on: torch.device) -> None:
+    """Checks that the replay will fit when it is full: on a CPU memory is taken up only as rows are written.
+
+    Raises:
+        UsageError: it will not.
+    """
+    config, each = experiment.agent, row_bytes(envs.layout)
+    if isinstance(config, QLearning) and config.learn_from == "online":
+        return
+    size, free = config.replay.capacity * each, machine.available(on)
+    if size > free:
+        raise UsageError(
+            f"agent.replay.capacity must fit into memory, got {config.replay.capacity}: it takes "
+            f"{size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; at most {free // each} fit"
+        )
 
 
 def choose_device(name: str) -> torch.device:
@@ -149,20 +303,23 @@ def _tune(envs: Environments, threads: int) -> None:
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
-def load(run: str | Path, *, checkpoint: str | int = "latest", device: str = "auto") -> Loaded:
+def load(
+    run: str | Path, *, checkpoint: str | int = "latest", device: str = "auto", trust: bool = False
+) -> Loaded:
     """Returns a run's agent as it was at a checkpoint.
 
     Args:
         run: the run directory.
         checkpoint: `latest`, `best` or its env steps.
         device: `auto`, `cpu` or `cuda`.
+        trust: import what a run that was not made here names.
 
     Raises:
-        RunError: no such run or checkpoint, or it is damaged.
+        RunError: no such run or checkpoint, it is damaged, or not to be trusted.
         UsageError: the device or the environment is not there.
     """
     path = Path(run)
-    experiment, on = read(path), choose_device(device)
+    experiment, on = trusted(path, trust=trust), choose_device(device)
     saved = Checkpoints(path).find(checkpoint)
     with closing(environments(experiment.env, count=1)) as envs:
         made = agent(experiment, envs, on)

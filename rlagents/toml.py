@@ -121,6 +121,8 @@ def _read(source: Path | Mapping[str, Any] | Experiment) -> Table:
         raise UsageError(f"{source} must be UTF-8, got byte {error.object[error.start]:#04x}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{source} must be TOML: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{source} must not nest as deep as this") from error
     except (TypeError, ValueError) as error:
         raise UsageError(f"an experiment must hold only what TOML can: {error}") from error
 

@@ -5,17 +5,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 
 from rlagents import runs, tables
 from rlagents.agents import DQN, QLearning
-from rlagents.checkpoint import Checkpoints
+from rlagents.checkpoint import Checkpoints, made_with, write_tensors
 from rlagents.config import Experiment
 from rlagents.errors import RunError
 from rlagents.evaluation import Evaluation, evaluation_seed, recorded
@@ -38,6 +39,8 @@ class Tracker:
     def __init__(self, environments: int) -> None:
         self.env_steps = self.episodes = 0
         self.best: float | None = None  # mean return of the best evaluation
+        self.learned: Metrics = {}  # what the newest learner steps said
+        self.unevaluated = False  # whether an evaluation at these env steps is still to come
         self._return = np.zeros(environments)
         self._length = np.zeros(environments, np.int64)
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
@@ -70,6 +73,8 @@ class Tracker:
             "env_steps": self.env_steps,
             "episodes": self.episodes,
             "best": self.best,
+            "learned": {name: float(value) for name, value in self.learned.items()},  # in their order
+            "unevaluated": self.unevaluated,
             "return": self._return.tolist(),
             "length": self._length.tolist(),
             "recent": [list(pair) for pair in self._recent],
@@ -80,6 +85,9 @@ class Tracker:
         self.env_steps, self.episodes, self.best = state["env_steps"], state["episodes"], state["best"]
         self._return, self._length = np.array(state["return"]), np.array(state["length"])
         self._recent.extend((value, length) for value, length in state["recent"])
+        learned = state.get("learned", {})  # schema 1 has neither
+        self.learned = {name: torch.tensor(value, dtype=torch.float64) for name, value in learned.items()}
+        self.unevaluated = state.get("unevaluated", False)
 
 
 def train(
@@ -95,29 +103,39 @@ def train(
 
     Raises:
         UsageError: something in the experiment is impossible here.
-        RunError: the training failed on its way.
+        RunError: the replay does not fit into memory, or the training failed on its way.
         KeyboardInterrupt: Ctrl-C; the run was saved before.
     """
     on = runs.choose_device(experiment.run.device)
     if wandb != "off":
         require()
     with closing(runs.environments(experiment.env)) as envs:
+        runs.require_memory(experiment, envs, on)
         agent = runs.agent(experiment, envs, on)  # before a folder is made for what cannot run
         run = out or runs.place(experiment)
         runs.create(experiment, run)
-        return _Training(experiment, run, agent, envs.actions, wandb, quiet).go(envs)
+        with runs.locked(run):
+            return _Training(experiment, run, agent, envs.actions, wandb, quiet).go(envs)
 
 
-def resume(run: Path, *, wandb: Mode = "off", quiet: bool = False) -> Path:
+def resume(run: Path, *, wandb: Mode = "off", quiet: bool = False, trust: bool = False) -> Path:
     """Goes on with a run from its newest checkpoint; returns the run directory.
 
+    Args:
+        run: the run directory.
+        wandb: whether and how to log to Weights & Biases.
+        quiet: print the last line only.
+        trust: import what a run that was not made here names.
+
     Raises:
-        RunError: it is no run, has no whole checkpoint, or failed on its way.
+        RunError: it is no run, is in use, has no whole checkpoint, or failed on its way.
         KeyboardInterrupt: Ctrl-C; the run was saved before.
     """
-    experiment = runs.read(run)
-    with closing(runs.environments(experiment.env)) as envs:
-        agent = runs.agent(experiment, envs, runs.choose_device(experiment.run.device))
+    experiment = runs.trusted(run, trust=trust)
+    with runs.locked(run), closing(runs.environments(experiment.env)) as envs:
+        on = runs.choose_device(experiment.run.device)
+        runs.require_memory(experiment, envs, on)
+        agent = runs.agent(experiment, envs, on)
         training = _Training(experiment, run, agent, envs.actions, wandb, quiet)
         training.restore()
         return training.go(envs)
@@ -140,21 +158,43 @@ class _Training:
         self.quiet = quiet
         self.tracker = Tracker(experiment.env.count)
         self.trail = Trail(Streams(experiment.run.seed), experiment.env.count, actions)
-        self.checkpoints = Checkpoints(run, experiment.run.keep)
+        self.replay = agent.replay if experiment.checkpoint.replay == "all" else None  # what is saved of it
+        # All that the weights depend on, but not for how long: a budget may be raised.
+        settings = experiment.model_dump(mode="json")
+        same = {"run": {name: settings["run"][name] for name in ("seed", "reset_every")}}
+        self.checkpoints = Checkpoints(
+            run,
+            experiment.run.keep,
+            experiment={**same, "env": settings["env"], "agent": settings["agent"]},
+            compress=experiment.checkpoint.compress,
+        )
         self.resumed: int | None = None
         self._start = time.perf_counter()
+        self._signals = _Signals()
+        self._notes: list[str] = []  # to be printed once the screen is there
+        self._unsaved = False  # whether a checkpoint could not be written
 
     def restore(self) -> None:
-        """Brings everything back from the newest checkpoint."""
-        saved = self.checkpoints.newest()
+        """Brings everything back from the newest checkpoint that is whole; without any, starts anew."""
+        self.resumed = 0
+        if not any(self.checkpoints.folder.glob("[!.]*")):
+            return  # killed before the first one was written
+        saved = self.checkpoints.newest(self.replay)
         saved.restore(agent=self.agent, tracker=self.tracker, trail=self.trail)
-        if self.agent.replay is not None:
-            self.checkpoints.restore_rows(saved, self.agent.replay)
         self.resumed = saved.step
+        self._notes += [f"{problem}; the one before it is used" for problem in saved.skipped]
+        there, here = {**made_with(), **saved.manifest["versions"]}, made_with()
+        if changed := [f"{name} {there[name]} → {new}" for name, new in here.items() if there[name] != new]:
+            self._notes.append(f"this resume may not be exact: {', '.join(changed)}")
+        if self.replay is not self.agent.replay:
+            self._notes.append(
+                "THIS RESUME IS NOT EXACT: checkpoint.replay is none, so the replay starts empty, "
+                "and results may dip until it is full again"
+            )
 
     def go(self, envs: Environments) -> Path:
         """Runs to the end of the budget."""
-        settings, tracker = self.experiment.run, self.tracker
+        settings, tracker, signals = self.experiment.run, self.tracker, self._signals
         budget = settings.env_steps
         log = Every(max(1, budget // 500))
         evaluate, save = (
@@ -162,51 +202,80 @@ class _Training:
         )
         with ExitStack() as stack:
             self._open(stack)
-            interrupted = stack.enter_context(_signals())
-            if self.resumed is None:
-                self._save()
-            else:
+            stack.enter_context(signals)
+            stack.callback(self._settle)  # whatever ends the run: a checkpoint begun is brought to its end
+            if self.resumed is not None:
                 done = ", the end of its budget" if self.resumed >= budget else ""
                 self.console.note(f"resumed at {self.resumed:,} env steps{done}")
-            metrics: Metrics = {}
+            for note in self._notes:
+                self.console.note(note, always=True)
+            if not tracker.env_steps:
+                self._save()
+            if tracker.unevaluated:  # a Ctrl-C came in between
+                self._finish(save=True)
             clock = _Clock(tracker.env_steps, self.agent.learner_steps)
             refresh = time.monotonic() + _REFRESH
             steps = interact(envs, self.agent, self.trail, reset_every=settings.reset_every)
+            signals.at_once = True  # playing the trail again takes long, and loses nothing
             while tracker.env_steps < budget:
                 try:
                     step, news = next(steps)
                 except RuntimeError as error:
-                    raise RunError(f"at {tracker.env_steps:,} env steps: {error}") from error
+                    told = f"{error}{self._trace(error)}"
+                    raise RunError(f"at {tracker.env_steps:,} env steps: {told}") from error
+                signals.at_once = False
                 before = tracker.env_steps
                 tracker.update(step)
                 after = tracker.env_steps
-                metrics = news or metrics
-                if log.due(before, after):
-                    values = self._values(metrics)
-                    self._write(after, values, clock.speeds(after, self.agent.learner_steps))
+                tracker.learned = news or tracker.learned
+                logged = log.due(before, after)
+                if logged:
+                    self._write(after, self._values(), clock.speeds(after, self.agent.learner_steps))
+                    self._settle(wait=False)
                 elif time.monotonic() > refresh:
                     speeds = clock.speeds(after, self.agent.learner_steps)
-                    self.console.write(after, {**self._values(metrics), **speeds})
+                    self.console.write(after, {**self._values(), **speeds})
                     refresh = time.monotonic() + _REFRESH
-                if interrupted:
-                    self._save()
-                    raise KeyboardInterrupt
                 done = after >= budget
-                better = bool(evaluate.due(before, after) or done) and self._evaluate(after)
-                if better or save.due(before, after) or done:
-                    self._save(best=better)
-                if evaluate.due(before, after) or save.due(before, after):
+                tracker.unevaluated = done or bool(evaluate.due(before, after))
+                due = done or bool(save.due(before, after)) or bool(logged and self._unsaved)
+                if tracker.unevaluated or due or signals.caught:
+                    self._finish(save=due)
                     clock.restart(after, self.agent.learner_steps)
+            self._settle()
+            if self._unsaved:
+                raise RunError(
+                    "the end is reached, but its checkpoint could not be written; make room, then: "
+                    f"rlagents train --resume {self.run}"
+                )
             if table := tables.readable(self.agent, envs):
                 self.console.note(table)
         return self.run
 
+    def _trace(self, error: RuntimeError) -> str:
+        """Writes down where an environment failed, if it says so; returns where that can be read."""
+        notes: list[str] = getattr(error, "__notes__", [])
+        file = self.run / "crash.txt"
+        with suppress(OSError):
+            if notes:
+                file.write_text("\n".join(notes), "utf-8")
+                return f"; its traceback lies in {file}"
+        return ""
+
+    def _finish(self, *, save: bool) -> None:
+        """Evaluates and saves what is due after a step; stops there after a Ctrl-C."""
+        better = self.tracker.unevaluated and not self._signals.caught and self._evaluate()
+        if self._signals.caught:
+            self._save(best=better, background=False)
+            raise KeyboardInterrupt
+        if better or save:
+            self._save(best=better)
+
     def _open(self, stack: ExitStack) -> None:
         run, resumed = self.run, self.resumed
         self.console = Console(self.experiment.run.env_steps, quiet=self.quiet)
-        metrics, timings = (
-            JsonLines(run / f"{name}.jsonl", resume=resumed) for name in ("metrics", "timings")
-        )
+        self.record = metrics = JsonLines(run / "metrics.jsonl", resume=resumed)
+        timings = JsonLines(run / "timings.jsonl", resume=resumed)
         curves: list[Report] = [TensorBoard(run / "tensorboard", resume=resumed)]
         if self.wandb != "off":
             config = self.experiment.model_dump(mode="json")
@@ -216,15 +285,30 @@ class _Training:
         self.metrics, self.speeds = Several([metrics, *curves]), Several([timings, *curves])
         stack.enter_context(closing(Several([metrics, timings, *curves, self.console])))
 
-    def _values(self, metrics: Metrics) -> dict[str, float]:
-        learned = {f"train/{name}": float(value) for name, value in metrics.items()}
-        for name, value in learned.items():
-            if not np.isfinite(value):
-                raise RunError(
-                    f"{name} is {value} at {self.tracker.env_steps:,} env steps: the learning diverged; "
-                    f"lower agent.learning_rate, or clip gradients or rewards; {self.run} is whole"
-                )
-        return {**self.tracker.metrics(), "train/epsilon": self.agent.epsilon, **learned}
+    def _values(self) -> dict[str, float]:
+        return {**self.tracker.metrics(), "train/epsilon": self.agent.epsilon, **self._learned()}
+
+    def _learned(self) -> dict[str, float]:
+        """Returns what the newest learner step said; a number that is none stops the run, for good reason."""
+        learned = {f"train/{name}": float(value) for name, value in self.tracker.learned.items()}
+        wrong = [f"{name} is {value}" for name, value in learned.items() if not np.isfinite(value)]
+        suspect = self.agent.suspect() if isinstance(self.agent, DQN) else None
+        if not wrong and suspect is None:
+            return learned
+        what = wrong[0] if wrong else "the gradient is no number"
+        if suspect is None:
+            raise self._diverged(what)
+        number, batch = suspect
+        file = self.run / "diverged.safetensors"
+        with suppress(OSError):
+            write_tensors(file, {name: part for name, part in batch._asdict().items() if part is not None})
+        raise self._diverged(what, f"it began at learner step {number:,}, whose batch lies in {file}; ")
+
+    def _diverged(self, what: str, since: str = "") -> RunError:
+        return RunError(
+            f"{what} at {self.tracker.env_steps:,} env steps: the learning diverged; {since}lower "
+            f"agent.learning_rate, or clip gradients or rewards; {self.run} is whole"
+        )
 
     def _write(self, step: int, values: Mapping[str, float], speeds: Mapping[str, float]) -> None:
         self.metrics.write(step, values)
@@ -234,9 +318,21 @@ class _Training:
     def _elapsed(self) -> dict[str, float]:
         return {"speed/seconds": time.perf_counter() - self._start}
 
-    def _evaluate(self, step: int) -> bool:
-        """Plays greedily in fresh environments; returns whether it never went better."""
-        result = self._play(step)
+    def _evaluate(self) -> bool:
+        """Plays greedily in fresh environments; returns whether it never went better.
+
+        A Ctrl-C cuts it off at once: it changes nothing, and the resumed run makes it from its beginning.
+        """
+        step, signals = self.tracker.env_steps, self._signals
+        signals.at_once = True
+        try:
+            result = self._play(step)
+        except KeyboardInterrupt:
+            signals.caught = True
+            return False
+        finally:
+            signals.at_once = False
+        self.tracker.unevaluated = False
         self.speeds.write(step, self._elapsed())
         for report in (self.metrics, self.console):
             report.write(step, result.metrics())
@@ -260,20 +356,42 @@ class _Training:
             video=video,
         )
 
-    def _save(self, *, best: bool = False) -> None:
+    def _save(self, *, best: bool = False, background: bool = True) -> None:
+        """Writes a checkpoint; where that fails the run goes on, and tries again when it next reports."""
+        self._learned()  # weights that are none replace no good ones
+        for name, weight in self.agent.state_dict()["policy"].items():
+            if weight.is_floating_point() and not weight.isfinite().all():
+                raise self._diverged(f"{name} holds what is no number")
+        self._settle()
         try:
+            self.record.sync()  # a checkpoint stands for all that was reported before
             self.checkpoints.save(
                 self.tracker.env_steps,
-                self.agent.replay,
+                self.replay,
                 best=best,
+                background=background,
                 agent=self.agent,
                 tracker=self.tracker,
                 trail=self.trail,
             )
+            self._unsaved = False
         except OSError as error:
-            self.console.note(
-                f"no checkpoint at {self.tracker.env_steps:,} env steps: {error}; the one before it stays"
-            )
+            self._not_saved(error)
+
+    def _settle(self, *, wait: bool = True) -> None:
+        """Takes note of whether the checkpoint written in the background is there."""
+        try:
+            if wait or not self.checkpoints.writing:
+                self.checkpoints.wait()
+        except OSError as error:
+            self._not_saved(error)
+
+    def _not_saved(self, error: OSError) -> None:
+        self._unsaved = True
+        self.console.note(
+            f"no checkpoint at {self.tracker.env_steps:,} env steps: {error}; the one before it stays",
+            always=True,
+        )
 
 
 class _Clock:
@@ -298,23 +416,29 @@ class _Clock:
         }
 
 
-@contextmanager
-def _signals() -> Generator[list[int]]:
-    """Yields a list that holds the first Ctrl-C or SIGTERM once it came; a second one interrupts at once."""
-    caught: list[int] = []
+class _Signals:
+    """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one interrupts at once.
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-        sys.stderr.write("\nstopping: finishing this step and saving; once more to stop at once\n")
+    Attributes:
+        caught: whether one came.
+        at_once: whether the first one shall interrupt too, because nothing would be lost.
+    """
 
-    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
-        yield caught
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.caught = self.at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # only that one may handle signals
+            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again, self.caught = self.caught, True
+        if again or self.at_once:
+            raise KeyboardInterrupt
+        sys.stderr.write("\nstopping: finishing this step and saving; once more to stop at once\n")

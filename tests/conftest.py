@@ -1,5 +1,8 @@
 """What every test process needs before torch is imported, and how hypothesis searches."""
 
+import os
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 import rlagents  # noqa: F401 - sets how OpenMP waits
@@ -9,3 +12,9 @@ settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def key(tmp_path_factory):
+    """Runs are signed with a key of the tests' own."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))

@@ -133,6 +133,21 @@ class Fails(Counter):
         return super().step(action)
 
 
+class Late(Counter):
+    """Raises in the third episode."""
+
+    episodes = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.episodes += 1
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, Any]:
+        if self.episodes == 3:
+            raise RuntimeError("the engine is on fire")
+        return super().step(action)
+
+
 class Dies(Counter):
     """Ends its process in step 3."""
 
@@ -213,6 +228,36 @@ class Grows(Counter):
     def step(self, action: Any) -> Any:
         _, *rest = super().step(action)
         return (np.zeros(2 if self.steps < 3 else 3), *rest)
+
+
+class Blurs(Counter):
+    """Returns bytes first, and in step 3 what a byte cannot hold."""
+
+    observation_space = spaces.Box(0, 255, (2,), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(2, np.uint8), {}
+
+    def step(self, action: Any) -> Any:
+        _, *rest = super().step(action)
+        return (np.zeros(2, np.uint8 if self.steps < 3 else np.float64), *rest)
+
+
+class NotANumber(Counter):
+    """Returns NaN in step 3."""
+
+    def step(self, action: Any) -> Any:
+        obs, *rest = super().step(action)
+        return (obs if self.steps < 3 else obs * np.nan, *rest)
+
+
+class Priceless(Counter):
+    """Pays NaN in step 3."""
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = super().step(action)
+        return (obs, reward if self.steps < 3 else float("nan"), *rest)
 
 
 def not_an_env(env: gymnasium.Env[Any, Any]) -> int:

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, checked before they are believed, and kept as long as said."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -76,6 +77,13 @@ def fill(replay, count, seed=0):
         )
 
 
+def reseal(folder, **changes):
+    """Changes a manifest as somebody would who knows how to write one."""
+    text = json.dumps({**json.loads((folder / "manifest.json").read_text()), **changes})
+    (folder / "manifest.json").write_text(text)
+    (folder / "manifest.sha256").write_text(hashlib.sha256(text.encode()).hexdigest())
+
+
 def same(one, other):
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
@@ -96,11 +104,14 @@ def test_what_is_saved_comes_back(tmp_path):
 
 def test_nothing_is_pickled(tmp_path):
     folder = Checkpoints(tmp_path).save(12, ring(), agent=Thing(STATE))
+    replay = ring()
+    fill(replay, 3)
+    Checkpoints(tmp_path).save(13, replay, agent=Thing(STATE))
     kinds = {file.suffix for file in folder.iterdir()} | {f.suffix for f in (tmp_path / "replay").iterdir()}
-    assert kinds <= {".json", ".safetensors"}
+    assert kinds == {".json", ".safetensors", ".sha256"}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["versions"]["torch"] == torch.__version__
-    assert set(manifest["files"]) == {f.name for f in folder.iterdir()} - {"manifest.json"}
+    assert set(manifest["files"]) == {f.name for f in folder.iterdir()} - {"manifest.json", "manifest.sha256"}
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
@@ -124,8 +135,7 @@ def test_only_new_rows_are_written_and_rows_that_no_checkpoint_needs_go(tmp_path
     assert seen[1] == ["000000000000-000000000007", "000000000007-000000000014"]
     assert seen[-1] == [f"{start:012d}-{start + 7:012d}" for start in (28, 35, 42)]
     copy = ring()
-    again = Checkpoints(tmp_path, keep=1)
-    again.restore_rows(again.find(), copy)
+    Checkpoints(tmp_path, keep=1).newest(copy)
     assert copy.time == replay.time
     assert len(copy) == len(replay)
     for one, other in zip(replay.sample(30), copy.sample(30), strict=True):
@@ -140,17 +150,19 @@ def test_rows_of_a_run_that_died_before_its_manifest_are_written_anew(tmp_path):
     folder = checkpoints.save(10, replay, agent=Thing({}))
     shutil.rmtree(folder)  # killed between the rows and the rename
     again, copy = Checkpoints(tmp_path), ring()
-    again.restore_rows(again.newest(), copy)
+    again.newest(copy)
     assert copy.time == 5
     fill(copy, 3, 2)
     again.save(8, copy, agent=Thing({}))
     third = ring()
-    Checkpoints(tmp_path).restore_rows(Checkpoints(tmp_path).newest(), third)
+    Checkpoints(tmp_path).newest(third)
     assert third.time == 8
     assert torch.equal(third._frames[""], copy._frames[""])
 
 
-@pytest.mark.parametrize("name", ["agent.policy.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["agent.policy.safetensors", "state.json", "manifest.json", "manifest.sha256"]
+)
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
 def test_damage_is_noticed_named_and_worked_around(tmp_path, name, damage):
     checkpoints = Checkpoints(tmp_path)
@@ -163,8 +175,6 @@ def test_damage_is_noticed_named_and_worked_around(tmp_path, name, damage):
     file.write_bytes({"flip": content, "cut": content[:-3], "gone": b"", "empty": b""}[damage])
     if damage == "gone":
         file.unlink()
-    if name == "manifest.json" and damage == "flip":  # the manifest has no checksum of its own
-        file.write_bytes(content.replace(b'"size"', b'"sise"'))
     with pytest.raises(RunError, match=str(folder)):
         checkpoints.find()
     assert checkpoints.newest().step == 1
@@ -182,8 +192,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 
 def test_a_newer_schema_is_refused(tmp_path):
     folder = Checkpoints(tmp_path).save(1, None, agent=Thing(STATE))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": SCHEMA + 1}))
+    reseal(folder, schema=SCHEMA + 1)
     with pytest.raises(RunError, match=f"has schema {SCHEMA + 1}; this rlagents reads up to {SCHEMA}"):
         Checkpoints(tmp_path).find()
 
@@ -191,14 +200,18 @@ def test_a_newer_schema_is_refused(tmp_path):
 def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
     (tmp_path / "secret").write_bytes(b"x")
     folder = Checkpoints(tmp_path).save(1, None, agent=Thing(STATE))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["../../secret"] = {"size": 1, "sha256": "0"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunError, match="secret is missing"):
-        Checkpoints(tmp_path).find()
+    secret = {"size": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    for outside in ("../../secret", str(tmp_path / "secret"), "..", ""):
+        for change in ({"files": {outside: secret}}, {"replay": [{"file": outside, **secret}]}):
+            manifest = (folder / "manifest.json").read_text()
+            reseal(folder, **change)
+            with pytest.raises(RunError, match="is no name of a file in it"):
+                Checkpoints(tmp_path).find()
+            reseal(folder, **json.loads(manifest))
+    Checkpoints(tmp_path).find()
     (folder / "state.json").unlink()
     (folder / "state.json").symlink_to(tmp_path / "secret")
-    with pytest.raises(RunError):
+    with pytest.raises(RunError, match=r"state\.json is missing"):
         Checkpoints(tmp_path).find()
 
 
@@ -220,7 +233,7 @@ def test_an_interrupted_write_leaves_the_checkpoint_before_it(tmp_path, monkeypa
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlagents.checkpoint.save_file", full)
+    monkeypatch.setattr("rlagents.checkpoint.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(2, None, agent=Thing(STATE))
     monkeypatch.undo()

@@ -282,9 +282,21 @@ def test_no_pictures_of_what_cannot_be_rendered() -> None:
     [
         ("Fails", "sync", "example_envs:Fails failed in step: Peculiar: the engine is on fire"),
         ("Fails", "async", "example_envs:Fails failed in step: Peculiar: the engine is on fire"),
-        ("Dies", "async", "example_envs:Dies failed: a worker process ended"),
-        ("Grows", "sync", "example_envs:Grows failed: ValueError: "),
-        ("Grows", "async", "example_envs:Grows failed: ValueError: "),
+        ("Dies", "async", "example_envs:Dies failed: a worker process ended (environment 0, exit code 3, "),
+        ("Grows", "sync", "got one from step of shape (3,) in place of (2,) (environment 0, action 0)"),
+        ("Grows", "async", "got one from step of shape (3,) in place of (2,) (environment "),
+        ("Blurs", "sync", "got one from step of float64 in place of uint8 (environment 0, action 0)"),
+        ("Blurs", "async", "got one from step of float64 in place of uint8 (environment "),
+        (
+            "NotANumber",
+            "sync",
+            "from step with numbers that are not finite (environment 0, action 0)",
+        ),
+        (
+            "Priceless",
+            "sync",
+            "it must return a finite reward, got nan (environment 0, action 0)",
+        ),
     ],
 )
 def test_a_failure_in_mid_game_names_the_environment(
@@ -296,6 +308,9 @@ def test_a_failure_in_mid_game_names_the_environment(
     with pytest.raises(RuntimeError, match=re.escape(line)) as caught:
         steps(envs, 1)
     assert "\n" not in str(caught.value)
+    if name != "Dies":
+        (trace,) = caught.value.__notes__
+        assert trace.startswith("Traceback")
     with pytest.raises(RuntimeError, match="not closed"):
         envs.reset(0)
     envs.close()

@@ -245,7 +245,7 @@ def test_evaluates_a_saved_run(tmp_path: Path):
     assert written["versions"]["torch"] == torch.__version__
     assert written["hardware"]
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["result.json"]
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "config.toml", "run.json"]
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "config.toml", "run.json", "signature"]
 
 
 def test_video_shows_the_game_pixel_by_pixel_and_atari_also_plays_sticky(tmp_path: Path):

@@ -8,9 +8,11 @@ spawn), never forked from a process in which threads may hold locks.
 import contextlib
 import difflib
 import importlib
+import math
 import multiprocessing
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -58,7 +60,11 @@ class GymnasiumEnvironments:
         self.layout: Layout = self._observer.layout
         self._pending = Pending(config.count, self.actions)
         self._ended = np.zeros(config.count, np.bool_)
-        makers = [Maker(config.id, config.kwargs, config.wrappers, pictures)] + [maker] * (config.count - 1)
+        self._sent: NDArray[np.int64] | None = None  # the newest actions, as the environments know them
+        makers = [
+            Maker(config.id, config.kwargs, config.wrappers, pictures and not index, index)
+            for index in range(config.count)
+        ]
         self._vector: SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]
         with _quiet():
             if config.backend == "sync":
@@ -85,12 +91,12 @@ class GymnasiumEnvironments:
         self._ask(self._drain)
         self._pending.restart()
         obs, info = self._ask(lambda: self._vector.reset(seed=first_seed(seed, self.count)))
-        self._ended = np.zeros(self.count, np.bool_)
+        self._ended, self._sent = np.zeros(self.count, np.bool_), None
         return self._observer(obs, ~self._ended), self._mask(info)
 
     def send(self, actions: NDArray[np.int64]) -> None:
         """Hands the actions to the worker processes; without any, the step happens in `recv`."""
-        actions = self._pending.put(actions) + self._start
+        self._sent = actions = self._pending.put(actions) + self._start
         if isinstance(self._vector, AsyncVectorEnv):
             vector = self._vector
             self._ask(lambda: vector.step_async(actions))
@@ -163,12 +169,25 @@ class GymnasiumEnvironments:
             with _quiet():  # Gymnasium would write the worker's traceback as warnings
                 return call()
         except BaseException as error:  # Ctrl-C too: a half-received step cannot be finished
+            dead = self._dead() if isinstance(error, EOFError | ConnectionError) else ""
             self._end()
-            if isinstance(error, EOFError | ConnectionError):
-                raise RuntimeError(f"{self._id} failed: a worker process ended") from error
-            if isinstance(error, BrokenEnvironmentError) or not isinstance(error, Exception):
+            if dead:
+                raise RuntimeError(f"{self._id} failed: a worker process ended ({dead})") from error
+            if isinstance(error, BrokenEnvironmentError):
+                raise error.own() from error
+            if not isinstance(error, Exception):
                 raise
             raise RuntimeError(f"{self._id} failed: {_line(error)}") from error
+
+    def _dead(self) -> str:
+        """Returns which workers ended, how, and on which action."""
+        found: list[str] = []
+        for index, process in enumerate(cast("Any", self._vector).processes):
+            process.join(0.2)  # what it is about to end with is not known at once
+            if not process.is_alive():
+                action = "" if self._sent is None else f", action {self._sent[index]}"
+                found.append(f"environment {index}, exit code {process.exitcode}{action}")
+        return "; ".join(found) or "it closed its pipe"
 
     def _mask(self, info: dict[str, Any]) -> Bools | None:
         if "action_mask" not in info:
@@ -179,7 +198,12 @@ class GymnasiumEnvironments:
 
 
 class BrokenEnvironmentError(RuntimeError):
-    """What an environment did wrong while it ran: one line that names it."""
+    """What an environment did wrong while it ran: one line that names it, with its traceback as a note."""
+
+    def own(self) -> "BrokenEnvironmentError":
+        """Returns the error of the worker: Gymnasium wraps it in another one, without its notes."""
+        (inside,) = self.args
+        return inside if isinstance(inside, BrokenEnvironmentError) else self
 
 
 @dataclass(frozen=True)
@@ -190,6 +214,7 @@ class Maker:
     kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     wrappers: tuple[str, ...] = ()
     pictures: bool = False
+    index: int = 0  # which of the N
 
     def __call__(self) -> AnyEnv:
         """Makes and wraps it; ValueError, in one line, if that fails."""
@@ -207,7 +232,7 @@ class Maker:
                 env = _wrap(env, name)
             if not isinstance(env, gymnasium.Env):
                 raise ValueError(f"env.id must make a gymnasium.Env, got {type(env).__name__}: {self.id!r}")
-            return Watched(cast("AnyEnv", env), self.id, self.pictures)
+            return Watched(cast("AnyEnv", env), self.id, self.pictures, self.index)
 
 
 class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -217,25 +242,26 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
     they differ in shape.
     """
 
-    def __init__(self, env: AnyEnv, name: str, pictures: bool) -> None:
+    def __init__(self, env: AnyEnv, name: str, pictures: bool, index: int) -> None:
         super().__init__(env)
-        self._name = name
+        self._name, self._index = name, index
         self._pictures = pictures
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Resets; BrokenEnvironmentError if that does not return (observation, info)."""
-        with self._named("reset"):
+        with self._named("reset", f"seed {seed}"):
             answer: Any = self.env.reset(seed=seed, options=options)
             if not isinstance(answer, tuple) or len(cast("tuple[Any, ...]", answer)) != 2:
                 raise TypeError(f"it must return (observation, info), got {_kind(answer)}")
             obs, info = cast("tuple[Any, Any]", answer)
+            self._require_fit(obs, "reset")
             return obs, self._mask(info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Steps; BrokenEnvironmentError if that does not return Gymnasium's five things."""
-        with self._named("step"):
+        with self._named("step", f"action {action}"):
             answer: Any = self.env.step(action)
             if not isinstance(answer, tuple) or len(cast("tuple[Any, ...]", answer)) != 5:
                 raise TypeError(
@@ -244,6 +270,9 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
             obs, reward, terminated, truncated, info = cast("tuple[Any, ...]", answer)
             if np.ndim(reward) != 0 or np.asarray(reward).dtype.kind not in "fiub":
                 raise TypeError(f"it must return a number as reward, got {reward!r}")
+            if not math.isfinite(reward):
+                raise ValueError(f"it must return a finite reward, got {reward}")
+            self._require_fit(obs, "step")
             for flag in (terminated, truncated):
                 if np.ndim(flag) != 0 or np.asarray(flag).dtype.kind not in "biu":
                     raise TypeError(f"it must return terminated and truncated as bool, got {flag!r}")
@@ -253,8 +282,14 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Renders, if this is the environment that pictures are wanted of."""
         if not self._pictures:
             return None
-        with self._named("render"):
+        with self._named("render", "its picture"):
             return self.env.render()
+
+    def _require_fit(self, obs: Any, source: str) -> None:
+        if wrong := _mismatch(self.env.observation_space, obs, bounds=False):
+            raise ValueError(
+                f"it must return observations of its observation_space, got one from {source} {wrong}"
+            )
 
     def _mask(self, info: Any) -> dict[str, Any]:
         if not isinstance(info, dict):
@@ -268,12 +303,15 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
         return {"action_mask": mask.astype(np.bool_)}
 
     @contextlib.contextmanager
-    def _named(self, what: str) -> Generator[None]:
+    def _named(self, what: str, given: str) -> Generator[None]:
         try:
             yield
         except Exception as error:
             # A type of ours, because a worker's exception has to be pickled to reach its parent.
-            raise BrokenEnvironmentError(f"{self._name} failed in {what}: {_line(error)}") from error
+            told = f"{self._name} failed in {what}: {_line(error)} (environment {self._index}, {given})"
+            broken = BrokenEnvironmentError(told)
+            broken.add_note(traceback.format_exc())
+            raise broken from error
 
 
 def _check(maker: Maker, pictures: bool) -> tuple[spaces.Discrete, gymnasium.Space[Any]]:
@@ -315,31 +353,34 @@ def _check(maker: Maker, pictures: bool) -> tuple[spaces.Discrete, gymnasium.Spa
         env.close()
 
 
-def _mismatch(space: Any, value: Any, where: str = "") -> str:
-    """Returns what is wrong with an observation; empty if nothing is."""
-    inside: list[tuple[Any, Any, Any]]  # key, space, value
+def _mismatch(space: Any, value: Any, where: str = "", *, bounds: bool = True) -> str:
+    """Returns what is wrong with an observation; empty if nothing is. `bounds`: also outside low and high."""
+    inside: list[tuple[str, Any, Any]] = []  # where, space, value
     if isinstance(space, spaces.Dict):
         parts = cast("dict[str, Any]", cast("Any", space).spaces)
         if not isinstance(value, dict) or set(cast("dict[str, Any]", value)) != set(parts):
             return f"that is not a dictionary of {sorted(parts)}{where}"
-        inside = [(key, part, value[key]) for key, part in parts.items()]
-        return next((wrong for k, s, v in inside if (wrong := _mismatch(s, v, f" at {k!r}"))), "")
+        inside = [(f" at {key!r}", part, value[key]) for key, part in parts.items()]
     if isinstance(space, spaces.Tuple):
         kinds = cast("tuple[Any, ...]", cast("Any", space).spaces)
         if not isinstance(value, tuple) or len(cast("tuple[Any, ...]", value)) != len(kinds):
             return f"that is not a tuple of {len(kinds)}{where}"
-        inside = [(key, kind, value[key]) for key, kind in enumerate(kinds)]
-        return next((wrong for k, s, v in inside if (wrong := _mismatch(s, v, f" at {k}"))), "")
+        inside = [(f" at {key}", kind, value[key]) for key, kind in enumerate(kinds)]
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        found = (_mismatch(part, held, place, bounds=bounds) for place, part, held in inside)
+        return next(filter(None, found), "")
     if not isinstance(space, spaces.Box):
         return "" if space.contains(value) else f"that is {value!r}, not in {space}{where}"
     box = cast("Any", space)
     array = np.asarray(value)
     if array.shape != box.shape:
         return f"of shape {array.shape} in place of {box.shape}{where}"
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiub" or not np.can_cast(array.dtype, box.dtype, "same_kind"):
         return f"of {array.dtype} in place of {box.dtype}{where}"
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return f"with numbers that are not finite{where}"
     array = array.astype(box.dtype)  # vector environments cast just so
-    if not ((array >= box.low) & (array <= box.high)).all():
+    if bounds and not ((array >= box.low) & (array <= box.high)).all():
         return f"outside low and high of {box}{where}"
     return ""
 

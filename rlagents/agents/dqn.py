@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlagents.agents.exploration import epsilon_greedy, legal_values
 from rlagents.agents.graph import Captured
+from rlagents.agents.guard import Guard
 from rlagents.agents.values import Scalar, Values
 from rlagents.config import DQN as Config
 from rlagents.config import FixedTarget, NoTarget, SoftTarget
@@ -79,6 +80,8 @@ class DQN:
         )
         self._explore = streams.torch("exploration", device)
         self._sampling = streams.torch("replay", device)
+        self._guard, self._guarded = Guard(config.batch_size, device), 0  # from which learner step on
+        self._norm: list[Tensor] = []  # of the newest gradient, where it is limited
         self._captured = on_gpu and config.cuda_graph
         self._launch = self._launcher()
         self.replay = Ring(
@@ -174,7 +177,9 @@ class DQN:
         (batch.weight * loss).mean().backward()
         self._step()
         self.replay.sampler.update(batch.row, loss.detach())
-        return {"loss": loss.detach().mean(), "q_mean": self.values.mean(params.detach()).mean()}
+        mean = loss.detach().mean()
+        self._guard.watch(batch.row, mean, *self._norm)
+        return {"loss": mean, "q_mean": self.values.mean(params.detach()).mean()}
 
     def _share(self) -> None:
         """Gives the working and the target network what the online one holds beside its weights."""
@@ -190,7 +195,7 @@ class DQN:
                     wide.grad = torch.empty_like(wide)
             _copy(_gradients(self._parameters), _gradients(self._renewed))
         if self.config.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self.config.gradient_clip)
+            self._norm = [torch.nn.utils.clip_grad_norm_(self._parameters, self.config.gradient_clip)]
         self.optimizer.step()
         with torch.no_grad():
             if self._renewed:
@@ -201,6 +206,14 @@ class DQN:
                 _copy(list(self.target.parameters()), self._slow)
         for parameter in self._renewed or self._parameters:
             parameter.grad = None
+
+    def suspect(self) -> tuple[int, Batch] | None:
+        """Returns the first learner step whose loss or gradient was no number, with its batch; waits."""
+        found = self._guard.failed()
+        if found is None:
+            return None
+        before, row = found
+        return self._guarded + before + 1, self.replay.gather(row, torch.ones_like(row, dtype=torch.float32))
 
     def state_dict(self) -> State:
         """Returns weights, optimiser, counters and random streams; not the replay's rows."""
@@ -228,6 +241,7 @@ class DQN:
         if self.target is not self.working:
             _copy(self._slow, [state["target"][name] for name in names])
             _copy(list(self.target.parameters()), self._slow)
+        self.optimizer.state.clear()
         for name, parameter in zip(names, self._parameters, strict=True):
             if moments := state["optimizer"].get(name):
                 # In the parameter's own memory layout: the fused optimiser goes through memory, not by index.
@@ -238,6 +252,7 @@ class DQN:
                 }
         for name in _COUNTERS:
             setattr(self, name, state["counters"][name])
+        self._guard, self._guarded = Guard(self.config.batch_size, self.device), self.learner_steps
         self._launch = self._launcher()  # a graph knows the tensors of before
         self._explore.set_state(state["random"]["exploration"].cpu())
         self._sampling.set_state(state["random"]["replay"].cpu())

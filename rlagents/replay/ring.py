@@ -232,12 +232,12 @@ class Ring:
             column[here] = parts[name].to(self.device)
         for name, ring in self._frames.items():
             ring[here] = parts[f"obs.{name}"].to(self.device)
-        if "mask" in parts:
-            if self._mask is None:
-                self._mask = torch.ones(
-                    self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
-                )
-            self._mask[here] = parts["mask"].to(self.device)
+        if "mask" in parts and self._mask is None:
+            self._mask = torch.ones(
+                self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
+            )
+        if self._mask is not None:
+            self._mask[here] = parts["mask"].to(self.device) if "mask" in parts else True
         self._final[slots] = parts["final"].numpy()
         self._newest["age"] = parts["age"].numpy()[-self.environments :]
         self.time = stop
@@ -253,6 +253,13 @@ class Ring:
         self.sampler.clear()
         for time in range(max(0, self.time - self.rows + self.stack - 1), self.time - self.n_step):
             self._allow(time)
+
+
+def row_bytes(layout: Layout) -> int:
+    """Returns the bytes that a timestep takes: its newest frames, its record, its place in the queue."""
+    leaves = layout.values() if isinstance(layout, dict) else [layout]
+    frames = (int(np.prod(_frame(leaf))) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+    return sum(frames) + _RECORD.itemsize + np.dtype(np.int64).itemsize
 
 
 def _named(obs: Obs) -> dict[str, Tensor]:

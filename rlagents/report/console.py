@@ -58,9 +58,9 @@ class Console:
         self._latest: dict[str, float] = {}
         self._last = ""  # the newest text, until it is printed
 
-    def note(self, text: str) -> None:
-        """Prints a line that stays."""
-        if not self._quiet:
+    def note(self, text: str, *, always: bool = False) -> None:
+        """Prints a line that stays; a warning `always`, also where it shall be quiet."""
+        if always or not self._quiet:
             self._print(text)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

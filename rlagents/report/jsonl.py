@@ -2,13 +2,17 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 
 class JsonLines:
     """Appends one JSON object per write: `step` and the values; NaN and infinities become null.
+
+    A disk that is full stops nothing: what could not be written is kept, and goes before the next line.
 
     Opening mends the file first: a last line torn by a crash goes, and so does everything after `resume`,
     since a run resumed at that step writes it again.
@@ -22,16 +26,27 @@ class JsonLines:
         if path.exists():
             _mend(path, resume)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._pending = b""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line and flushes it."""
+        """Appends one line."""
         row = {
             "step": step,
             **{name: value if math.isfinite(value) else None for name, value in values.items()},
         }
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        self._pending += json.dumps(row, allow_nan=False).encode() + b"\n"
+        with suppress(OSError):
+            self._flush()
+
+    def sync(self) -> None:
+        """Waits until every line is on the disk; OSError where one cannot be written."""
+        self._flush()
+        os.fsync(self._file.fileno())
+
+    def _flush(self) -> None:
+        while self._pending:
+            self._pending = self._pending[self._file.write(self._pending) :]
 
     def video(self, step: int, path: Path) -> None:
         """Nothing: the file holds numbers."""

@@ -1,11 +1,12 @@
 """The numbers of a run as TensorBoard events."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
 class TensorBoard:
-    """Writes scalars to event files in a folder.
+    """Writes scalars to event files in a folder; they end where the disk is full, and the run goes on.
 
     Args:
         folder: where the event files go.
@@ -21,11 +22,13 @@ class TensorBoard:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one point to each curve."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # pyright: ignore[reportUnknownMemberType] untyped
+            with suppress(OSError):
+                self._writer.add_scalar(name, value, step)  # pyright: ignore[reportUnknownMemberType] untyped
 
     def video(self, step: int, path: Path) -> None:
         """Nothing: TensorBoard shows videos as GIFs only, and the file is there to be opened."""
 
     def close(self) -> None:
         """Writes what is pending."""
-        self._writer.close()
+        with suppress(OSError):
+            self._writer.close()
