@@ -13,7 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +26,7 @@ from gymnasium.wrappers import Autoreset
 from numpy.typing import NDArray
 
 from rlagents_envs.config import Gymnasium
+from rlagents_envs.model import Model, ModelEnvironments, read
 from rlagents_envs.spaces import Observer
 from rlagents_envs.vector import Bools, Layout, Obs, Outcome, Pending, first_seed
 
@@ -46,13 +47,14 @@ class GymnasiumEnvironments:
         self.count = config.count
         self._id = config.id
         self._pictures = pictures
+        self._masks = config.masks
         maker = Maker(config.id, config.kwargs, config.wrappers)
         with _quiet():
             actions, observations = _check(maker, pictures)
         self.actions = int(actions.n)
         self._start = int(actions.start)
         try:
-            self._observer = Observer(observations, config.frame_stack)
+            self._observer = Observer(observations, config.frame_stack, config.bins)
         except ValueError as error:
             raise ValueError(f"{config.id}: {error}") from error
         self.layout: Layout = self._observer.layout
@@ -171,11 +173,52 @@ class GymnasiumEnvironments:
             raise RuntimeError(f"{self._id} failed: {_line(error)}") from error
 
     def _mask(self, info: dict[str, Any]) -> Bools | None:
-        if "action_mask" not in info:
+        if not self._masks or "action_mask" not in info:
             return None
         mask = np.array(info["action_mask"], dtype=np.bool_)  # [N, A]
         mask[~mask.any(1)] = True
         return mask
+
+
+def modelled(config: Gymnasium, *, pictures: bool = False) -> ModelEnvironments:
+    """Makes environments that step by the model of a Gymnasium environment, which itself never steps.
+
+    Raises:
+        ValueError: If it cannot be made, or has no model that says everything.
+    """
+    model = model_of(config)
+    with _quiet():
+        painter = Maker(config.id, config.kwargs, pictures=True)() if pictures else None
+
+    def picture(state: int) -> NDArray[np.uint8]:
+        if painter is None:
+            raise RuntimeError("picture needs environments made with pictures=True")
+        inner: Any = painter.unwrapped
+        inner.s = state
+        return np.array(inner.render(), np.uint8)
+
+    with _quiet():
+        if painter is not None:
+            painter.reset(seed=0)
+    return ModelEnvironments(model, None, count=config.count, picture=picture)
+
+
+def model_of(config: Gymnasium) -> Model:
+    """Returns the model of an environment, whatever its backend.
+
+    Raises:
+        ValueError: It cannot be made, or has no model that says everything.
+    """
+    if config.wrappers or config.frame_stack > 1 or config.bins:
+        raise ValueError(
+            f"env.wrappers, frame_stack and bins must be left out where the model of {config.id} is used"
+        )
+    with _quiet(), contextlib.closing(Maker(config.id, config.kwargs)()) as env:
+        try:
+            model = read(env)
+        except ValueError as error:
+            raise ValueError(f"{config.id} has no model to use: {error}; set env.backend to sync") from error
+    return model if config.masks else replace(model, legal=np.ones_like(model.legal))
 
 
 class BrokenEnvironmentError(RuntimeError):
