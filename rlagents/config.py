@@ -176,11 +176,27 @@ class DQN(Learner):
 
 
 class QLearning(Learner):
-    """A table of values (Watkins 1989), learned online or from the replay."""
+    """A table of values, learned online or from the replay: Q-learning, SARSA and their kin."""
 
     kind: Literal["q_learning"] = "q_learning"
     learn_from: Literal["online", "replay"] = Field(
         default="online", description="each step once as it comes, or batches of the replay"
+    )
+    target_policy: Literal["greedy", "expected", "sampled"] = Field(
+        default="greedy",
+        description="greedy: a goal counts on the best next action (Q-learning); expected: on the mean over "
+        "the agent's own policy (expected SARSA); sampled: on the action it then took (SARSA)",
+    )
+    double: bool = Field(
+        default=False, description="two tables, each valuing what the other chose (van Hasselt 2010)"
+    )
+    trace_decay: Probability = Field(
+        default=1.0,
+        description="weight of the return against the bootstrap at each of the n_step steps (lambda); "
+        "1: the n-step return",
+    )
+    cut_traces: bool = Field(
+        default=False, description="returns end before the first action that was not greedy (Watkins 1989)"
     )
     learning_rate: float = Field(
         default=0.1, gt=0, le=1, description="part of the error corrected, at the start"
@@ -210,9 +226,17 @@ class Experiment(Model):
                 f"(frame_stack + n_step + 1), got {self.agent.replay.capacity} for {self.env.count} "
                 f"environments; set agent.replay.capacity to {need * self.env.count} or more"
             )
-        if isinstance(self.agent, QLearning) and self.agent.learn_from == "online" and self.agent.n_step > 1:
-            raise ValueError(
-                f"agent.n_step must be 1 where agent.learn_from is online, got {self.agent.n_step}; "
-                "set agent.learn_from to replay"
-            )
+        if isinstance(self.agent, QLearning) and self.agent.learn_from == "replay":
+            agent = self.agent
+            online = {
+                "target_policy": (agent.target_policy == "sampled", "greedy or expected"),
+                "trace_decay": (agent.trace_decay < 1, "1"),
+                "cut_traces": (agent.cut_traces, "false"),
+            }
+            for name, (wrong, right) in online.items():
+                if wrong:
+                    raise ValueError(
+                        f"agent.{name} must be {right} where agent.learn_from is replay, whose batches hold "
+                        f"no later actions, got {getattr(agent, name)}; set agent.learn_from to online"
+                    )
         return self

@@ -152,8 +152,8 @@ def test_a_table_needs_numbered_states():
 
 def test_several_visits_of_one_entry_move_it_by_their_mean_error():
     agent = build(Leaf("index", (), "int64", size=2), 2, kind="q_learning", learning_rate=0.5)
-    zero = torch.zeros(3, dtype=torch.int64)
-    agent._update(zero, zero, torch.tensor([1.0, 2.0, 6.0]), torch.zeros(3), zero, None)
+    zero = np.zeros(3, np.int64)
+    agent._move(zero, zero, np.array([1.0, 2.0, 6.0]), None)
     assert agent.q[0, 0].item() == pytest.approx(0.5 * 3)
     assert agent.q.sum().item() == pytest.approx(0.5 * 3)
 

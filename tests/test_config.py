@@ -153,11 +153,19 @@ def test_a_replay_too_small_for_one_stack_is_refused() -> None:
     assert toml.load(PONG, ["agent.replay.capacity=64"]).agent.replay.capacity == 64
 
 
-def test_a_table_that_learns_online_has_no_n_step_returns() -> None:
-    (line,) = complaints(PONG, "agent.kind=q_learning")
-    assert line == (
-        "agent.n_step must be 1 where agent.learn_from is online, got 3; set agent.learn_from to replay"
-    )
+@pytest.mark.parametrize(
+    ("setting", "requirement"),
+    [
+        ("agent.target_policy=sampled", "agent.target_policy must be greedy or expected"),
+        ("agent.trace_decay=0.5", "agent.trace_decay must be 1"),
+        ("agent.cut_traces=true", "agent.cut_traces must be false"),
+    ],
+)
+def test_a_table_needs_later_actions_for_some_returns(setting: str, requirement: str) -> None:
+    (line,) = complaints(PONG, "agent.kind=q_learning", "agent.learn_from=replay", setting)
+    assert line.startswith(f"{requirement} where agent.learn_from is replay")
+    assert line.endswith("set agent.learn_from to online")
+    assert toml.load(PONG, ["agent.kind=q_learning", setting]).agent.n_step == 3
 
 
 def test_all_mistakes_are_told_at_once() -> None:
