@@ -197,7 +197,7 @@ class _Training:
                     self._save(best=better)
                 if evaluate.due(before, after) or save.due(before, after):
                     clock.restart(after, self.agent.learner_steps)
-            if table := tables.readable(self.agent, envs):
+            if table := tables.readable(self.agent, self.experiment.env):
                 self.console.note(table)
         return self.run
 

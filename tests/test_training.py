@@ -211,7 +211,8 @@ def test_a_table_is_printed_beside_the_exact_one(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("V")
     assert lines[start + 1].split() == ["0.810000", "0.900000", "1.000000"]
-    assert lines[start + 2].split() == ["0.900000", "1.000000", "goal"]
+    assert lines[start + 2].split() == ["0.900000", "1.000000", "-"]
     assert lines[start + 4].split() == ["(1,1)", "-", "0.810000", "0.810000", "-"]
-    (distance,) = [line.split()[-1] for line in lines if line.startswith("largest distance from Q*")]
-    assert float(distance) < 1e-6
+    (distance,) = [line for line in lines if line.startswith("largest distance from Q*")]
+    assert float(distance.split()[4].rstrip(",")) < 1e-6
+    assert distance.endswith("value of the start 0.81, exactly 0.81")
