@@ -57,10 +57,14 @@ def readable(agent: DQN | QLearning, env: EnvConfig) -> str | None:
     return f"{text(model, agent.q.cpu().numpy())}\n{apart}"
 
 
-def text(model: Model, q: NDArray[np.float64]) -> str:
-    """Returns V and Q [S, A] as text, of those states alone in which an episode may go on."""
-    q = np.where(model.choices & model.reachable[:, None], q, np.nan)
-    value = np.max(q, axis=1, initial=-np.inf, where=~np.isnan(q))  # [S]
+def text(model: Model, q: NDArray[np.float64], policy: NDArray[np.float64] | None = None) -> str:
+    """Returns V and Q [S, A] as text, of those states alone in which an episode may go on.
+
+    V is that of the policy with probabilities [S, A], or of the best actions.
+    """
+    here = model.choices & model.reachable[:, None]
+    value = np.where(here.any(1), model.values(q, policy), np.nan)  # [S]
+    q = np.where(here, q, np.nan)
     columns = model.shape[1] if model.shape else 1
     lines = ["V", *("       " + _numbers(row) for row in value.reshape(-1, columns))] if model.shape else []
     lines.append("Q      " + " ".join(f"{name:>{_WIDTH}}" for name in action_names(model)))

@@ -309,7 +309,14 @@ def test_rewards_are_clipped_for_learning_only():
     assert learned.any()
 
 
-@pytest.mark.parametrize("table", [{"kind": "dqn", "double": True, "n_step": 2}, {"kind": "q_learning"}])
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"kind": "dqn", "double": True, "n_step": 2},
+        {"kind": "q_learning"},
+        {"kind": "q_learning", "double": True, "n_step": 3, "target_policy": "sampled"},
+    ],
+)
 def test_state_dicts_bring_an_agent_back_bit_for_bit(table):
     onehot = "onehot" if table["kind"] == "dqn" else "index"
     envs = make(kind="corridor", count=4, observation=onehot)
