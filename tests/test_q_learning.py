@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from playing import make
-from rlagents import planning
+from rlagents import evaluation, experiments, planning, runs
 from rlagents.agents.exploration import epsilon_greedy, probabilities
 from rlagents.loop import Trail, interact
 from rlagents.seeding import Streams
@@ -236,3 +236,40 @@ def test_a_table_with_masks_never_takes_an_illegal_action(target_policy, env_ste
             break
     illegal = ~envs.model.legal
     assert not agent.q.numpy()[illegal].any()  # never taken, never learned
+
+
+def walk(name, *settings):
+    """Trains a shipped experiment on the cliff; returns the cells of its greedy walk from the start."""
+    experiment = experiments.load(name, settings)
+    envs = runs.environments(experiment.env)
+    agent = train(envs, runs.agent(experiment, envs, torch.device("cpu")), experiment.run.env_steps)
+    model, greedy = envs.model, agent.q.numpy().argmax(1)
+    cells = [36]
+    while cells[-1] != 47 and len(cells) < 50:
+        cells.append(int(model.successor[cells[-1], greedy[cells[-1]], 0]))
+    return cells
+
+
+def test_q_learning_walks_along_the_cliff_and_sarsa_does_not():
+    edge = range(25, 35)  # the cells above the cliff
+    assert walk("cliffwalking-q-learning", "env.count=32") == [
+        36,
+        *range(24, 36),
+        47,
+    ]  # the shortest way, of 13 steps
+    for name in ("cliffwalking-sarsa", "cliffwalking-expected-sarsa"):
+        cells = walk(name, "env.count=32")
+        assert cells[-1] == 47
+        assert not set(cells) & set(edge)
+        assert len(cells) - 1 in (15, 17)
+
+
+def test_the_taxi_learns_faster_with_masks_of_its_legal_actions():
+    """After 40 000 env steps, when neither is done: the mean return of a hundred greedy episodes."""
+    scores = {}
+    for name in ("taxi-q-learning", "taxi-q-learning-unmasked"):
+        experiment = experiments.load(name, ["env.count=16"])
+        envs = runs.environments(experiment.env)
+        agent = train(envs, runs.agent(experiment, envs, torch.device("cpu")), 40_000)
+        scores[name] = evaluation.recorded(agent, experiment, episodes=100, seed=5).mean
+    assert scores["taxi-q-learning"] > scores["taxi-q-learning-unmasked"] + 20

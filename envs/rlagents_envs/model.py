@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Any, cast
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlagents_envs.vector import Array, Bools, Layout, Leaf, Obs, Outcome, Pending
@@ -187,51 +185,3 @@ class ModelEnvironments:
 
     def _mask(self) -> Bools | None:
         return self.model.legal[self._state] if self._masked else None
-
-
-def read(env: Any) -> Model:
-    """Returns the model that a Gymnasium environment has as `unwrapped.P`, as those of toy text do.
-
-    `P[state][action]` is a list of (probability, successor, reward, terminated). `initial_state_distrib`
-    says where episodes begin, and a method `action_mask(state)`, if there is one, what is legal.
-
-    Raises:
-        ValueError: It has none, or one that does not say everything.
-    """
-    inner, size = env.unwrapped, env.observation_space
-    transitions, start = (getattr(inner, name, None) for name in ("P", "initial_state_distrib"))
-    if transitions is None or start is None or not isinstance(size, spaces.Discrete) or size.start != 0:
-        raise ValueError(
-            "it must have numbered states from 0, transitions P and an initial_state_distrib, "
-            f"got {type(inner).__name__} over {size}"
-        )
-    if getattr(inner, "fickle_passenger", False):  # Taxi then remembers more than its state
-        raise ValueError("it must be described by its transitions alone, got fickle_passenger=true")
-    states, actions = int(cast("Any", size).n), int(env.action_space.n)
-    rows: list[list[Any]] = [list(transitions[s][a]) for s in range(states) for a in range(actions)]
-    outcomes = max(len(row) for row in rows)
-    filled = [(*row, *((0.0, 0, 0.0, False),) * (outcomes - len(row))) for row in rows]
-    table = np.array(filled, np.float64).reshape(states, actions, outcomes, 4)
-    masks = getattr(inner, "action_mask", None)
-    legal = np.ones((states, actions), np.bool_)
-    if masks is not None:
-        legal = np.array([masks(state) for state in range(states)], np.bool_)
-        legal[~legal.any(1)] = True
-    return Model(
-        probability=table[..., 0],
-        successor=table[..., 1].astype(np.int64),
-        reward=table[..., 2].astype(np.float32),
-        ends=table[..., 3].astype(np.bool_),
-        legal=legal,
-        start=np.asarray(start, np.float64),
-        shape=_grid(inner, states),
-        time_limit=env.spec.max_episode_steps if env.spec else None,
-    )
-
-
-def _grid(env: Any, states: int) -> tuple[int, int] | None:
-    """Returns rows and columns, where the environment is a map or a shape of as many cells as states."""
-    for shape in (getattr(getattr(env, "desc", None), "shape", None), getattr(env, "shape", None)):
-        if shape is not None and len(shape) == 2 and np.prod(shape) == states:
-            return cast("tuple[int, int]", tuple(int(size) for size in shape))
-    return None
