@@ -226,17 +226,28 @@ class Experiment(Model):
                 f"(frame_stack + n_step + 1), got {self.agent.replay.capacity} for {self.env.count} "
                 f"environments; set agent.replay.capacity to {need * self.env.count} or more"
             )
-        if isinstance(self.agent, QLearning) and self.agent.learn_from == "replay":
-            agent = self.agent
-            online = {
-                "target_policy": (agent.target_policy == "sampled", "greedy or expected"),
-                "trace_decay": (agent.trace_decay < 1, "1"),
-                "cut_traces": (agent.cut_traces, "false"),
-            }
-            for name, (wrong, right) in online.items():
-                if wrong:
-                    raise ValueError(
-                        f"agent.{name} must be {right} where agent.learn_from is replay, whose batches hold "
-                        f"no later actions, got {getattr(agent, name)}; set agent.learn_from to online"
-                    )
+        if isinstance(self.agent, QLearning) and (wrong := _contradiction(self.agent)):
+            raise ValueError(wrong)
         return self
+
+
+def _contradiction(agent: QLearning) -> str:
+    """Returns what cannot be together in the settings of a table; empty where nothing is wrong."""
+    replay, short = agent.learn_from == "replay", agent.n_step == 1
+    later = "where agent.learn_from is replay, which has no later actions"
+    rules = (
+        (replay and agent.target_policy == "sampled", "target_policy", f"greedy or expected {later}"),
+        (replay and agent.trace_decay < 1, "trace_decay", f"1 {later}"),
+        (replay and agent.cut_traces, "cut_traces", f"false {later}"),
+        (short and agent.trace_decay < 1, "n_step", "above 1 for agent.trace_decay to weigh anything"),
+        (short and agent.cut_traces, "n_step", "above 1 for agent.cut_traces to cut anything"),
+        (
+            agent.cut_traces and agent.target_policy != "greedy",
+            "target_policy",
+            "greedy for agent.cut_traces",
+        ),
+    )
+    for wrong, name, requirement in rules:
+        if wrong:
+            return f"agent.{name} must be {requirement}, got {str(getattr(agent, name)).lower()}"
+    return ""

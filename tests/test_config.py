@@ -153,19 +153,35 @@ def test_a_replay_too_small_for_one_stack_is_refused() -> None:
     assert toml.load(PONG, ["agent.replay.capacity=64"]).agent.replay.capacity == 64
 
 
+LATER = "where agent.learn_from is replay, which has no later actions"
+
+
 @pytest.mark.parametrize(
-    ("setting", "requirement"),
+    ("settings", "complaint"),
     [
-        ("agent.target_policy=sampled", "agent.target_policy must be greedy or expected"),
-        ("agent.trace_decay=0.5", "agent.trace_decay must be 1"),
-        ("agent.cut_traces=true", "agent.cut_traces must be false"),
+        (
+            ("learn_from=replay", "target_policy=sampled"),
+            f"target_policy must be greedy or expected {LATER}, got sampled",
+        ),
+        (("learn_from=replay", "trace_decay=0.5"), f"trace_decay must be 1 {LATER}, got 0.5"),
+        (("learn_from=replay", "cut_traces=true"), f"cut_traces must be false {LATER}, got true"),
+        (
+            ("n_step=1", "trace_decay=0.5"),
+            "n_step must be above 1 for agent.trace_decay to weigh anything, got 1",
+        ),
+        (
+            ("n_step=1", "cut_traces=true"),
+            "n_step must be above 1 for agent.cut_traces to cut anything, got 1",
+        ),
+        (
+            ("target_policy=sampled", "cut_traces=true"),
+            "target_policy must be greedy for agent.cut_traces, got sampled",
+        ),
     ],
 )
-def test_a_table_needs_later_actions_for_some_returns(setting: str, requirement: str) -> None:
-    (line,) = complaints(PONG, "agent.kind=q_learning", "agent.learn_from=replay", setting)
-    assert line.startswith(f"{requirement} where agent.learn_from is replay")
-    assert line.endswith("set agent.learn_from to online")
-    assert toml.load(PONG, ["agent.kind=q_learning", setting]).agent.n_step == 3
+def test_settings_of_a_table_that_contradict_each_other(settings: tuple[str, ...], complaint: str) -> None:
+    (line,) = complaints(PONG, "agent.kind=q_learning", *(f"agent.{setting}" for setting in settings))
+    assert line == f"agent.{complaint}"
 
 
 def test_all_mistakes_are_told_at_once() -> None:
