@@ -46,16 +46,14 @@ class Solution:
         """Returns what there is to say in a line each, by name."""
         model = self.model
         states, actions, outcomes = model.successor.shape
-        value = float(model.start @ model.values(self.q) / model.start.sum())
+        value = model.at_start(model.values(self.q))
         rows = {
             "environment": f"{self.title}: {states} states, {actions} actions, up to {outcomes} outcomes",
             "start": f"worth {value:.5f} at discount {self.discount:g}, after {self.sweeps} sweeps",
         }
         if limit := model.time_limit:
             policy = planning.greedy(model, self.q)
-            best, follows = (
-                float(model.start @ planning.within(model, limit, each)) for each in (None, policy)
-            )
+            best, follows = (model.at_start(planning.within(model, limit, each)) for each in (None, policy))
             rows["limit"] = (
                 f"return of {limit} steps, undiscounted: at most {best:.4f}, {follows:.4f} with these actions"
             )

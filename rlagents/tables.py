@@ -42,7 +42,7 @@ def distance(agent: DQN | QLearning, env: EnvConfig) -> Distance | None:
         return None
     exact, q = model.optimal_q(agent.config.discount), agent.q.cpu().numpy()  # [S, A]
     errors = np.abs(q - exact)[model.choices & model.reachable[:, None]]
-    start, best = (float(model.start @ model.values(table) / model.start.sum()) for table in (q, exact))
+    start, best = (model.at_start(model.values(table)) for table in (q, exact))
     return Distance(float(errors.max()), float(errors.mean()), start, best)
 
 

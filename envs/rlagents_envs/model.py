@@ -63,6 +63,10 @@ class Model:
             return np.sum(policy * q, axis=1, where=self.choices)
         return np.where(self.terminal, 0, np.max(q, axis=1, initial=-np.inf, where=self.choices))
 
+    def at_start(self, value: Values) -> float:
+        """Returns the mean of values [S] over where episodes begin."""
+        return float(self.start @ value / self.start.sum())
+
     def backup(self, value: Values, discount: float) -> Values:
         """Returns Q [S, A]: the mean over outcomes of reward + discount * value [S] of what follows.
 

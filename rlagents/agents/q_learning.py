@@ -262,7 +262,7 @@ class QLearning:
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "random": {name: stream.get_state() for name, stream in self._random.items()},
             "window": {
-                str(age): {name: value for name, value in step.items() if value is not None}
+                str(age): {name: value.clone() for name, value in step.items() if value is not None}
                 for age, step in enumerate(window)
             },
         }
