@@ -100,7 +100,7 @@ def test_the_picture_has_a_cell_for_each_state_and_dark_ones_where_nothing_goes_
 
 def test_evaluate_tells_how_far_a_table_is_from_the_exact_one(tmp_path: Path) -> None:
     run = rlagents.train(
-        {**GRID, "run": {"env_steps": 4000}, "agent": AGENT}, out=tmp_path / "run", quiet=True
+        {**GRID, "run": {"env_steps": 4000, "keep": 99}, "agent": AGENT}, out=tmp_path / "run", quiet=True
     )
     code, text = call("evaluate", str(run), "--json", str(tmp_path / "out.json"))
     assert code == 0
