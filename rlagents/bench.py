@@ -34,6 +34,7 @@ _BACKENDS: tuple[EnvConfig, ...] = (
     Gridworld(count=8),
     Gymnasium(id="FrozenLake-v1", backend="sync", count=8),
     Gymnasium(id="FrozenLake-v1", backend="async", count=8),
+    Gymnasium(id="FrozenLake-v1", backend="model", count=64),
     *(CartPole(count=count) for count in (8, 64, 1024)),
     *(Atari(game="pong", count=count) for count in (1, 8, 16)),
 )

@@ -194,6 +194,8 @@ def evaluate(
     rows = {"run": f"{run}, {how}, seed {result.seed}", "score": str(result)}
     if result.sticky:
         rows["sticky"] = str(result.sticky)
+    if result.exact:
+        rows["exact"] = str(result.exact)
     if result.video:
         rows["video"] = str(result.video)
     if file:
@@ -245,6 +247,32 @@ def show(experiment: str, settings: tuple[str, ...]) -> None:
     from rlagents import experiments, toml
 
     _write(toml.dump(experiments.load(experiment, settings)).rstrip("\n"))
+
+
+@main.command()
+@click.argument("environment")
+@click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option(
+    "--picture",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the values of a grid and its best actions, as PNG.",
+)
+def solve(environment: str, settings: tuple[str, ...], picture: Path | None) -> None:
+    """Print the exact values of ENVIRONMENT: an experiment, a kind such as gridworld, or a Gymnasium id.
+
+    Settings are such as agent.discount=0.9 or env.kwargs.is_slippery=false.
+    """
+    import rich.console
+
+    from rlagents import solving
+
+    _importable(None)
+    solution = solving.solve(environment, settings)
+    if picture:
+        solution.draw(picture)
+    click.echo(_columns(solution.summary() | ({"picture": str(picture)} if picture else {})))
+    solution.show(rich.console.Console())
 
 
 @main.group()

@@ -188,11 +188,27 @@ class DQN(Learner):
 
 
 class QLearning(Learner):
-    """A table of values (Watkins 1989), learned online or from the replay."""
+    """A table of values, learned online or from the replay: Q-learning, SARSA and their kin."""
 
     kind: Literal["q_learning"] = "q_learning"
     learn_from: Literal["online", "replay"] = Field(
         default="online", description="each step once as it comes, or batches of the replay"
+    )
+    target_policy: Literal["greedy", "expected", "sampled"] = Field(
+        default="greedy",
+        description="greedy: a goal counts on the best next action (Q-learning); expected: on the mean over "
+        "the agent's own policy (expected SARSA); sampled: on the action it then took (SARSA)",
+    )
+    double: bool = Field(
+        default=False, description="two tables, each valuing what the other chose (van Hasselt 2010)"
+    )
+    trace_decay: Probability = Field(
+        default=1.0,
+        description="weight of the return against the bootstrap at each of the n_step steps (lambda); "
+        "1: the n-step return",
+    )
+    cut_traces: bool = Field(
+        default=False, description="returns end before the first action that was not greedy (Watkins 1989)"
     )
     learning_rate: float = Field(
         default=0.1, gt=0, le=1, description="part of the error corrected, at the start"
@@ -223,9 +239,28 @@ class Experiment(Model):
                 f"(frame_stack + n_step + 1), got {self.agent.replay.capacity} for {self.env.count} "
                 f"environments; set agent.replay.capacity to {need * self.env.count} or more"
             )
-        if isinstance(self.agent, QLearning) and self.agent.learn_from == "online" and self.agent.n_step > 1:
-            raise ValueError(
-                f"agent.n_step must be 1 where agent.learn_from is online, got {self.agent.n_step}; "
-                "set agent.learn_from to replay"
-            )
+        if isinstance(self.agent, QLearning) and (wrong := _contradiction(self.agent)):
+            raise ValueError(wrong)
         return self
+
+
+def _contradiction(agent: QLearning) -> str:
+    """Returns what cannot be together in the settings of a table; empty where nothing is wrong."""
+    replay, short = agent.learn_from == "replay", agent.n_step == 1
+    later = "where agent.learn_from is replay, which has no later actions"
+    rules = (
+        (replay and agent.target_policy == "sampled", "target_policy", f"greedy or expected {later}"),
+        (replay and agent.trace_decay < 1, "trace_decay", f"1 {later}"),
+        (replay and agent.cut_traces, "cut_traces", f"false {later}"),
+        (short and agent.trace_decay < 1, "n_step", "above 1 for agent.trace_decay to weigh anything"),
+        (short and agent.cut_traces, "n_step", "above 1 for agent.cut_traces to cut anything"),
+        (
+            agent.cut_traces and agent.target_policy != "greedy",
+            "target_policy",
+            "greedy for agent.cut_traces",
+        ),
+    )
+    for wrong, name, requirement in rules:
+        if wrong:
+            return f"agent.{name} must be {requirement}, got {str(getattr(agent, name)).lower()}"
+    return ""

@@ -8,7 +8,7 @@ import hashlib
 import json as json_format
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from rlagents import runs
 from rlagents.config import Experiment
 from rlagents.errors import RunError, UsageError
 from rlagents.machine import describe, line, versions
+from rlagents.tables import Distance, distance
 from rlagents.types import Agent, each
 from rlagents.video import Frame, Painter, Stop, Video, Window
 from rlagents_envs.config import Atari, EnvConfig
@@ -42,6 +43,7 @@ class Evaluation:
     distinct: int  # how many games differ in any action or reward
     sticky: "Evaluation | None" = None  # the same agent under sticky actions, where it was also asked for
     video: Path | None = None
+    exact: Distance | None = None  # of an agent's table from Q*, where both are known
 
     @property
     def mean(self) -> float:
@@ -110,6 +112,7 @@ class Evaluation:
             "lengths": list(self.lengths),
             "sticky": self.sticky and self.sticky.as_dict(),
             "video": self.video and str(self.video),
+            "exact": self.exact and asdict(self.exact),
         }
 
     def __str__(self) -> str:
@@ -275,6 +278,7 @@ def evaluate(
             harder = experiment.model_copy(update={"env": env})
             sticky = recorded(agent, harder, episodes=episodes, seed=seed, epsilon=epsilon)
             result = replace(result, sticky=sticky)
+    result = replace(result, exact=distance(agent, experiment.env))
     if json:
         known = {
             "experiment": experiment.run.name,

@@ -248,7 +248,7 @@ class _Training:
                     "the end is reached, but its checkpoint could not be written; make room, then: "
                     f"rlagents train --resume {self.run}"
                 )
-            if table := tables.readable(self.agent, envs):
+            if table := tables.readable(self.agent, self.experiment.env):
                 self.console.note(table)
         return self.run
 

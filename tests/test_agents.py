@@ -152,8 +152,8 @@ def test_a_table_needs_numbered_states():
 
 def test_several_visits_of_one_entry_move_it_by_their_mean_error():
     agent = build(Leaf("index", (), "int64", size=2), 2, kind="q_learning", learning_rate=0.5)
-    zero = torch.zeros(3, dtype=torch.int64)
-    agent._update(zero, zero, torch.tensor([1.0, 2.0, 6.0]), torch.zeros(3), zero, None)
+    zero = np.zeros(3, np.int64)
+    agent._move(zero, zero, np.array([1.0, 2.0, 6.0]), None)
     assert agent.q[0, 0].item() == pytest.approx(0.5 * 3)
     assert agent.q.sum().item() == pytest.approx(0.5 * 3)
 
@@ -309,7 +309,14 @@ def test_rewards_are_clipped_for_learning_only():
     assert learned.any()
 
 
-@pytest.mark.parametrize("table", [{"kind": "dqn", "double": True, "n_step": 2}, {"kind": "q_learning"}])
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"kind": "dqn", "double": True, "n_step": 2},
+        {"kind": "q_learning"},
+        {"kind": "q_learning", "double": True, "n_step": 3, "target_policy": "sampled"},
+    ],
+)
 def test_state_dicts_bring_an_agent_back_bit_for_bit(table):
     onehot = "onehot" if table["kind"] == "dqn" else "index"
     envs = make(kind="corridor", count=4, observation=onehot)

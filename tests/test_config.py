@@ -153,11 +153,35 @@ def test_a_replay_too_small_for_one_stack_is_refused() -> None:
     assert toml.load(PONG, ["agent.replay.capacity=64"]).agent.replay.capacity == 64
 
 
-def test_a_table_that_learns_online_has_no_n_step_returns() -> None:
-    (line,) = complaints(PONG, "agent.kind=q_learning")
-    assert line == (
-        "agent.n_step must be 1 where agent.learn_from is online, got 3; set agent.learn_from to replay"
-    )
+LATER = "where agent.learn_from is replay, which has no later actions"
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (
+            ("learn_from=replay", "target_policy=sampled"),
+            f"target_policy must be greedy or expected {LATER}, got sampled",
+        ),
+        (("learn_from=replay", "trace_decay=0.5"), f"trace_decay must be 1 {LATER}, got 0.5"),
+        (("learn_from=replay", "cut_traces=true"), f"cut_traces must be false {LATER}, got true"),
+        (
+            ("n_step=1", "trace_decay=0.5"),
+            "n_step must be above 1 for agent.trace_decay to weigh anything, got 1",
+        ),
+        (
+            ("n_step=1", "cut_traces=true"),
+            "n_step must be above 1 for agent.cut_traces to cut anything, got 1",
+        ),
+        (
+            ("target_policy=sampled", "cut_traces=true"),
+            "target_policy must be greedy for agent.cut_traces, got sampled",
+        ),
+    ],
+)
+def test_settings_of_a_table_that_contradict_each_other(settings: tuple[str, ...], complaint: str) -> None:
+    (line,) = complaints(PONG, "agent.kind=q_learning", *(f"agent.{setting}" for setting in settings))
+    assert line == f"agent.{complaint}"
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -28,6 +28,9 @@ TABLES: dict[str, dict[str, Any]] = {
         "frame_stack": 2,
     },
     "frozen-lake": {"kind": "gymnasium", "id": "FrozenLake-v1", "count": 5},
+    "lake-model": {"kind": "gymnasium", "id": "FrozenLake-v1", "count": 5, "backend": "model"},
+    "taxi-model": {"kind": "gymnasium", "id": "Taxi-v4", "count": 5, "backend": "model"},
+    "mountain-car-bins": {"kind": "gymnasium", "id": "MountainCar-v0", "count": 5, "bins": (5, 6)},
     "blackjack": {"kind": "gymnasium", "id": "Blackjack-v1", "count": 5},
     "taxi": {"kind": "gymnasium", "id": "Taxi-v4", "count": 5},
     "stacked": {"kind": "gymnasium", "id": "example_envs:Counter-v0", "count": 5, "frame_stack": 3},
@@ -85,7 +88,7 @@ def test_a_reset_observation_follows_an_end(envs: tuple[str, Environments], game
         for n in np.flatnonzero(outcome.ended):
             begun = leaves(after.obs).get("", np.zeros(0))[n : n + 1]
             match name:
-                case "gridworld" | "corridor" | "frozen-lake":
+                case "gridworld" | "corridor" | "frozen-lake" | "lake-model":
                     assert begun == 0
                 case "cartpole":
                     assert (np.abs(begun) <= 0.05).all()

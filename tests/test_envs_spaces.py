@@ -153,3 +153,24 @@ def test_spaces_without_a_size_are_refused(space: Space[Any]) -> None:
 def test_images_stacked_by_someone_else_are_refused() -> None:
     with pytest.raises(ValueError, match=r"images of 2 or 3 axes, got \(4, 84, 84, 3\); set env.frame_stack"):
         Observer(spaces.Box(0, 255, (4, 84, 84, 3), U8))
+
+
+def test_cells_of_a_box_are_equal_and_counted_row_by_row() -> None:
+    box = spaces.Box(np.array([-1, 0], F32), np.array([1, 9], F32))
+    observer = Observer(box, bins=(2, 3))
+    assert observer.layout == Leaf("index", (), "int64", size=6)
+    batch = np.array([[-1, 0], [-0.1, 2.9], [-0.1, 3.1], [0.1, 8.9], [1, 9]], F32)
+    assert observer(batch, np.zeros(5, np.bool_)).tolist() == [0, 0, 1, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("space", "complaint"),
+    [
+        (spaces.Discrete(3), "one number of cells for each number of a Box"),
+        (spaces.Box(0, 1, (3,), F32), "one number of cells for each number of a Box"),
+        (spaces.Box(-np.inf, 1, (2,), F32), "need finite bounds"),
+    ],
+)
+def test_cells_need_a_bounded_box_of_as_many_numbers(space: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Observer(space, bins=(2, 3))

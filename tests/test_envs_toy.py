@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from playing import make, play
-from rlagents_envs.toy import ToyEnvironments
+from rlagents_envs.model import ModelEnvironments
 
 NO = np.nan
 
 
-def toy(**table: object) -> ToyEnvironments:
+def toy(**table: object) -> ModelEnvironments:
     made = make(**table)
-    assert isinstance(made, ToyEnvironments)
+    assert isinstance(made, ModelEnvironments)
     return made
 
 
@@ -26,12 +26,12 @@ def test_gridworld_has_the_textbooks_values() -> None:
         [0.81, 1, NO, 0.81],
         [NO, NO, NO, NO],
     ]
-    np.testing.assert_allclose(grid.optimal_q(0.9), expected, rtol=1e-12)
+    np.testing.assert_allclose(grid.model.optimal_q(0.9), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("discount", [0.5, 0.9, 1.0])
 def test_corridor_has_its_closed_form(discount: float) -> None:
-    q = toy(kind="corridor", length=6).optimal_q(discount)
+    q = toy(kind="corridor", length=6).model.optimal_q(discount)
     right = discount ** np.arange(5, -1, -1.0)
     left = discount * right[[0, 0, 1, 2, 3, 4]]
     np.testing.assert_allclose(q, np.stack([left, right], 1), rtol=1e-12)
@@ -58,7 +58,7 @@ def test_playing_agrees_with_the_model() -> None:
             assert outcome.reward[n] == outcome.terminated[n] == ((row, column) == (2, 3))
             seen.add((int(obs[n]), int(actions[n])))
         obs, mask, ended = outcome.obs, outcome.mask, outcome.ended
-    assert len(seen) == np.isfinite(grid.optimal_q(0.9)).sum()
+    assert len(seen) == np.isfinite(grid.model.optimal_q(0.9)).sum()
 
 
 def test_an_unfeasible_move_stays_and_the_goal_leaves_a_choice() -> None:

@@ -16,10 +16,14 @@ TINY = '[run]\nenv_steps = 5\n[env]\nkind = "corridor"\n'
 
 def test_every_experiment_of_the_plan_is_there() -> None:
     assert NAMES == [
+        "blackjack-q-learning",
         "breakout-dqn",
         "cartpole-dqn",
         "cartpole-dqn-fixed-target",
         "cartpole-q-learning",
+        "cliffwalking-expected-sarsa",
+        "cliffwalking-q-learning",
+        "cliffwalking-sarsa",
         "frozenlake-deterministic-q-learning",
         "frozenlake-q-learning",
         "gridworld-q-learning",
@@ -27,6 +31,7 @@ def test_every_experiment_of_the_plan_is_there() -> None:
         "pong-dqn-nature",
         "pong-dqn-sticky",
         "taxi-q-learning",
+        "taxi-q-learning-unmasked",
     ]
 
 

@@ -7,9 +7,10 @@ torch nor rlagents, and a simulator's own package only when an environment of th
 from typing import get_args
 
 from rlagents_envs.config import Atari, CartPole, Corridor, EnvConfig, Gridworld, Gymnasium
+from rlagents_envs.model import Model, ModelEnvironments
 from rlagents_envs.vector import Environments, Layout, Leaf, Outcome
 
-__all__ = ["EnvConfig", "Environments", "Layout", "Leaf", "Outcome", "describe", "make"]
+__all__ = ["EnvConfig", "Environments", "Layout", "Leaf", "Model", "Outcome", "describe", "make", "model_of"]
 
 
 def make(config: EnvConfig, *, count: int | None = None, pictures: bool = False) -> Environments:
@@ -45,10 +46,31 @@ def make(config: EnvConfig, *, count: int | None = None, pictures: bool = False)
             from rlagents_envs.atari import AtariEnvironments
 
             return AtariEnvironments(config, pictures=pictures)
+        case Gymnasium(backend="model"):
+            from rlagents_envs.gymnasium import modelled
+
+            return modelled(config, pictures=pictures)
         case Gymnasium():
             from rlagents_envs.gymnasium import GymnasiumEnvironments
 
             return GymnasiumEnvironments(config, pictures=pictures)
+
+
+def model_of(config: EnvConfig) -> Model:
+    """Returns the model behind the environments of a table.
+
+    Raises:
+        ValueError: In one line: they have none, or it does not say everything.
+    """
+    if isinstance(config, Gymnasium):
+        from rlagents_envs import gymnasium
+
+        return gymnasium.model_of(config)
+    envs = make(config, count=1)
+    if isinstance(envs, ModelEnvironments):
+        return envs.model
+    envs.close()
+    raise ValueError(f"env.kind must be one whose model is known, got {config.kind}")
 
 
 def describe() -> list[tuple[str, str]]:

@@ -89,11 +89,19 @@ class Gymnasium(Vectorised):
     wrappers: tuple[str, ...] = Field(
         default=(), strict=False, description='wrappers as "module:function", innermost first'
     )
-    backend: Literal["sync", "async"] = Field(
+    backend: Literal["sync", "async", "model"] = Field(
         default="sync",
-        description="sync: stepped in turn in this process; async: each in a process of its own",
+        description="sync: stepped in turn in this process; async: each in a process of its own; "
+        "model: all at once, by the transitions that the environment has as unwrapped.P",
     )
     frame_stack: int = Field(default=1, ge=1, le=16, description="newest observations joined in one (K)")
+    bins: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        strict=False,
+        description="equal cells per number of a Box, from its low to its high, for a table; "
+        "empty: the numbers themselves",
+    )
+    masks: bool = Field(default=True, description='heed info["action_mask"], the legal actions')
 
 
 EnvConfig = Annotated[Gridworld | Corridor | CartPole | Atari | Gymnasium, Field(discriminator="kind")]

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 from gymnasium import Space, spaces
+from numpy.typing import NDArray
 
 from rlagents_envs.vector import Array, Bools, Layout, Leaf, Obs
 
@@ -37,6 +38,7 @@ class Observer:
     Args:
         space: Observation space of one environment.
         stack: K, 1 for none.
+        bins: cells per number of a Box, which then is one index; empty for none.
 
     Raises:
         ValueError: If the space, or one in it, has no array of fixed size, or nothing in it can be stacked.
@@ -44,8 +46,8 @@ class Observer:
 
     layout: Layout
 
-    def __init__(self, space: Space[Any], stack: int = 1) -> None:
-        entries = list(_entries(space, ()))
+    def __init__(self, space: Space[Any], stack: int = 1, bins: tuple[int, ...] = ()) -> None:
+        entries = [Entry("", (), *_cells(space, bins))] if bins else list(_entries(space, ()))
         if stack > 1 and all(entry.leaf.kind == "index" for entry in entries):
             raise ValueError(f"env.frame_stack must be 1 where an observation is a number, got {stack}")
         self._stack = stack
@@ -128,6 +130,26 @@ def _box(box: spaces.Box) -> tuple[Leaf, Convert]:
         leaf = Leaf("pixels", shape, dtype, scale=scale)
         return leaf, lambda batch: np.array(batch, dtype=dtype, order="C").reshape(-1, *shape)
     return _vector(int(np.prod(box.shape)), dtype, scale)
+
+
+def _cells(space: Space[Any], bins: tuple[int, ...]) -> tuple[Leaf, Convert]:
+    """Cuts each number of a Box into equal cells between its bounds; the cells are counted row by row."""
+    if not isinstance(space, spaces.Box) or space.shape != (len(bins),):
+        raise ValueError(
+            f"env.bins must be one number of cells for each number of a Box, got {bins} for {space}"
+        )
+    low, high = cast("NDArray[np.float64]", space.low), cast("NDArray[np.float64]", space.high)
+    if not (np.isfinite(low) & np.isfinite(high)).all():
+        raise ValueError(f"env.bins need finite bounds to cut between, got {space}")
+    cuts: list[NDArray[np.float64]] = [
+        np.linspace(low[i], high[i], count + 1)[1:-1] for i, count in enumerate(bins)
+    ]
+
+    def convert(batch: NDArray[np.float64]) -> Array:
+        cells = tuple(np.digitize(batch[:, i], inner) for i, inner in enumerate(cuts))  # D x [N]
+        return np.asarray(np.ravel_multi_index(cells, bins), np.int64)
+
+    return Leaf("index", (), "int64", size=int(np.prod(bins))), convert
 
 
 def _channels_first(shape: tuple[int, ...]) -> bool:

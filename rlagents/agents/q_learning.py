@@ -1,27 +1,48 @@
-"""Tabular Q-learning (Watkins 1989), one step at a time or from the shared replay."""
+"""Tables of values: Q-learning (Watkins 1989), SARSA and their kin, online or from the shared replay."""
 
+import math
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rlagents.agents.exploration import epsilon_greedy, legal_values
+from rlagents.agents.exploration import epsilon_greedy, probabilities
 from rlagents.config import QLearning as Config
 from rlagents.replay import Ring, Uniform
 from rlagents.schedules import Every, Linear
 from rlagents.seeding import Streams
 from rlagents.types import Metrics, Obs, State, Step
-from rlagents_envs.vector import Layout
+from rlagents_envs.vector import Bools, Layout
+
+Numbers: TypeAlias = NDArray[np.int64]
+Values: TypeAlias = NDArray[np.float64]
 
 
 class QLearning:
-    """A table Q [S, A], float64, moved towards reward + discount * max Q of the successor.
+    """A table Q [S, A], float64, or two of them, moved towards what a return of up to n steps says.
+
+    With reward r(k), action a(k) and value V(k) of the successor in row k of an episode, the goal of row 0 is
+    G(0), where G(k) = r(k) + discount * ((1 - c) * V(k) + c * G(k + 1)) and c is `trace_decay`; c is 0 in row
+    n - 1 and where the episode ended, and with `cut_traces` also where a(k + 1) was not greedy. Nothing
+    follows a termination. V is by `target_policy` the best value (Q-learning, Watkins 1989), the mean over
+    the agent's own policy (expected SARSA, van Seijen et al. 2009) or the value of the action that was taken
+    (SARSA, Rummery and Niranjan 1994); the mean also where an episode was cut off and no action counts.
+
+    Departures: the lambda-return looks at most n steps ahead and is learned once it is whole (Cichosz 1995)
+    in place of eligibility traces that go back without end; and a step is learned from one tick later, after
+    the next action was chosen, as everywhere in this loop.
+
+    With `double` (van Hasselt 2010) a coin says which of two tables moves; it chooses, the other one values.
+    The agent acts on their mean.
 
     Several environments may visit one entry at once: the entry moves by the mean of their errors, which does
     not depend on their order.
 
     Raises:
-        ValueError: an observation is not one of S states.
+        ValueError: an observation is not one of S states, or a dictionary of such.
     """
 
     def __init__(
@@ -35,21 +56,29 @@ class QLearning:
         streams: Streams,
         device: torch.device,
     ) -> None:
-        if isinstance(layout, dict) or layout.kind != "index":
+        leaves = layout if isinstance(layout, dict) else {"": layout}
+        if any(leaf.kind != "index" for leaf in leaves.values()):
             raise ValueError(
                 "agent.kind must be a network agent for this environment: a table needs numbered states, got "
-                f"{layout}; set agent.kind to dqn, or give the environment a Discrete observation space"
+                f"{layout}; set agent.kind to dqn, or give the environment a Discrete observation space, "
+                "or cut it into cells with env.bins"
             )
-        self.config, self.device = config, device
+        self._sizes = {name: leaf.size for name, leaf in leaves.items()}
+        states = math.prod(self._sizes.values())
+        self.config = config
+        self.device = device = torch.device("cpu")  # N look-ups take less time than a call to a GPU
         self.env_steps = self.learner_steps = 0
-        self.q = torch.full((layout.size, actions), config.initial_value, dtype=torch.float64, device=device)
+        self.actions = actions
+        shape = (1 + config.double, states, actions)
+        self._tables = np.full(shape, config.initial_value)  # [1 or 2, S, A]
+        self._visits = np.zeros(self._tables.size)  # of each entry in the update under way; else zero
         self._exploration = Linear(config.exploration.start, config.exploration.end, config.exploration.steps)
         self._rate = Linear(config.learning_rate, config.final_learning_rate, env_steps)
-        self._explore = streams.torch("exploration", device)
+        self._random = {name: streams.torch(name, device) for name in ("exploration", "replay", "tables")}
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
-        self._pending: Step | None = None
-        self._sampling = streams.torch("replay", device)
+        self._window: list[Step] = []  # of the newest steps, with states for observations
+        self._horizon = config.n_step + (config.target_policy == "sampled")  # steps that a goal needs
         self.replay: Ring | None = None
         if config.learn_from == "replay":
             self.replay = Ring(
@@ -59,9 +88,14 @@ class QLearning:
                 capacity=config.replay.capacity,
                 n_step=config.n_step,
                 discount=config.discount,
-                sampler=Uniform(config.replay.capacity, self._sampling),
+                sampler=Uniform(config.replay.capacity, self._random["replay"]),
                 device=device,
             )
+
+    @property
+    def q(self) -> Tensor:
+        """The values [S, A] that the agent acts on."""
+        return torch.as_tensor(self._tables.mean(0) if self.config.double else self._tables[0])
 
     @property
     def epsilon(self) -> float:
@@ -70,7 +104,7 @@ class QLearning:
 
     def q_values(self, obs: Obs) -> Tensor:
         """Returns the table's rows of states [N], as [N, A] float32."""
-        return self.q[_states(obs)].float()
+        return torch.as_tensor(self._rows(self._states(obs).numpy())).float()
 
     def act(
         self,
@@ -81,9 +115,11 @@ class QLearning:
         epsilon: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Returns actions [N] for states [N], ties broken at random while exploring."""
+        """Returns actions [N]; ties are broken at random, except with an epsilon of 0."""
+        ties = epsilon is None or epsilon > 0
         epsilon = self.epsilon if epsilon is None else epsilon
-        return epsilon_greedy(self.q[_states(obs)], epsilon, generator or self._explore, mask, ties=True)
+        values = torch.as_tensor(self._rows(self._states(obs).numpy()))
+        return epsilon_greedy(values, epsilon, generator or self._random["exploration"], mask, ties=ties)
 
     def observe(self, step: Step) -> None:
         """Stores one step."""
@@ -91,81 +127,170 @@ class QLearning:
         if self.replay is not None:
             self.replay.add(step, step.reward)
         else:
-            self._pending = step
+            obs, next_obs = self._states(step.obs), self._states(step.next_obs)
+            self._window.append(step._replace(obs=obs, next_obs=next_obs))
 
     def learn(self) -> Metrics:
-        """Learns from the step before, or does the batches that are due."""
-        if self.replay is None:
-            step, self._pending = self._pending, None
-            return {} if step is None else self._online(step)
-        if not len(self.replay):
-            return {}
-        due, self._learned = self._learn.due(self._learned, self.env_steps), self.env_steps
+        """Learns from the oldest step whose goal is known, or does the batches that are due."""
         metrics: Metrics = {}
-        for _ in range(due):
-            batch = self.replay.sample(self.config.batch_size)
-            metrics = self._update(
-                _states(batch.obs),
-                batch.action,
-                batch.reward,
-                batch.discount,
-                _states(batch.next_obs),
-                batch.mask,
-            )
+        if self.replay is None:
+            while len(self._window) >= self._horizon:
+                metrics = self._online() or metrics
+                del self._window[0]
+        elif len(self.replay):
+            due, self._learned = self._learn.due(self._learned, self.env_steps), self.env_steps
+            for _ in range(due):
+                metrics = self._batch(self.replay)
         return metrics
 
-    def _online(self, step: Step) -> Metrics:
-        real = (~step.final).to(self.device).nonzero()[:, 0]
-        state, successor = _states(step.obs)[real], _states(step.next_obs)[real]
-        action, reward, terminated = (
-            t.to(self.device)[real] for t in (step.action, step.reward, step.terminated)
-        )
-        mask = None if step.next_mask is None else step.next_mask.to(self.device)[real]
-        discount = self.config.discount * (~terminated).double()
-        return self._update(state, action, reward, discount, successor, mask)
+    def _batch(self, replay: Ring) -> Metrics:
+        """Moves the entries of a batch of the replay."""
+        batch = replay.sample(self.config.batch_size)
+        table = self._toss(len(batch.row))
+        mask = None if batch.mask is None else batch.mask.numpy()
+        value = self._value(self._states(batch.next_obs).numpy(), mask, table)
+        goal = batch.reward.numpy() + batch.discount.numpy() * value
+        return self._move(self._states(batch.obs).numpy(), batch.action.numpy(), goal, table)
 
-    def _update(
-        self,
-        state: Tensor,
-        action: Tensor,
-        reward: Tensor,
-        discount: Tensor,
-        successor: Tensor,
-        mask: Tensor | None,
-    ) -> Metrics:
-        if not len(state):
+    def _online(self) -> Metrics:
+        """Moves the entries of the window's oldest step."""
+        config, count = self.config, self.config.n_step
+        path, later = self._window[:count], self._window[1 : self._horizon]
+        oldest = path[0]
+        real = np.flatnonzero(~oldest.final.numpy())
+        if not len(real):
             return {}
-        goal = reward + discount * legal_values(self.q[successor], mask).amax(1)  # [B]
-        table, entry = self.q.view(-1), state * self.q.shape[1] + action
-        error = goal - table[entry]
-        moved = table[entry] + self._rate(self.env_steps) * error
-        table.scatter_reduce_(0, entry, moved, "mean", include_self=False)
+        reward = _stack([step.reward for step in path])  # [n, N]
+        terminated = _stack([step.terminated for step in path])
+        truncated = _stack([step.truncated for step in path])
+        successor = _stack([_tensor(step.next_obs) for step in path])
+        mask = self._masks(path)  # [n, N, A]
+        after = _stack([step.action for step in later]) if later else None  # [n - 1 or n, N]
+        table = self._toss(reward.shape[1])
+        value = self._value(
+            successor.ravel(),
+            None if mask is None else mask.reshape(-1, self.actions),
+            None if table is None else np.tile(table, count),
+            None if after is None or len(after) < count else (after.ravel(), ~truncated.ravel()),
+        ).reshape(reward.shape)
+        goal = reward[-1] + config.discount * ~terminated[-1] * value[-1]
+        for k in range(count - 2, -1, -1):
+            assert after is not None  # there are n - 1 actions at least
+            weight = config.trace_decay * ~(terminated[k] | truncated[k])  # [N]
+            if config.cut_traces:
+                rows = _legal(self._rows(successor[k]), None if mask is None else mask[k])
+                weight = weight * (rows[np.arange(len(rows)), after[k]] >= rows.max(1))
+            ahead = value[k] + weight * (goal - value[k])
+            goal = reward[k] + config.discount * ~terminated[k] * ahead
+        state, action = _tensor(oldest.obs).numpy(), oldest.action.numpy()
+        return self._move(state[real], action[real], goal[real], None if table is None else table[real])
+
+    def _value(
+        self,
+        state: Numbers,
+        mask: Bools | None,
+        table: Numbers | None,
+        sampled: tuple[Numbers, Bools] | None = None,
+    ) -> Values:
+        """Returns what states [B] are worth to the target policy.
+
+        Args:
+            state: [B].
+            mask: [B, A] legal actions in them; None: all.
+            table: [B] which table moves, where there are two.
+            sampled: [B] what was done in them, and [B] whether it was, for the sampled policy.
+        """
+        valuing = self._tables[0 if table is None else 1 - table, state]  # [B, A]
+        if self.config.target_policy == "greedy":
+            if table is None:
+                return _legal(valuing, mask).max(1)
+            choice = _legal(self._tables[table, state], mask).argmax(1)
+            return valuing[np.arange(len(state)), choice]
+        if sampled is not None and sampled[1].all():
+            return valuing[np.arange(len(state)), sampled[0]]
+        legal = None if mask is None else torch.as_tensor(mask)
+        policy = probabilities(torch.as_tensor(self._rows(state)), self.epsilon, legal).numpy()  # [B, A]
+        mean = (policy * valuing).sum(1)
+        if sampled is None:
+            return mean
+        action, done = sampled
+        return np.where(done, valuing[np.arange(len(state)), action], mean)
+
+    def _move(self, state: Numbers, action: Numbers, goal: Values, table: Numbers | None) -> Metrics:
+        """Moves the entries of states and actions [B] towards goals [B]; `table` as in `_value`."""
+        flat, entry = self._tables.reshape(-1), state * self.actions + action
+        if table is not None:
+            entry = entry + table * self._tables[0].size
+        error = goal - flat[entry]
+        np.add.at(self._visits, entry, 1)
+        np.add.at(flat, entry, self._rate(self.env_steps) * error / self._visits[entry])
+        self._visits[entry] = 0
         self.learner_steps += 1
-        return {"loss": error.square().mean() / 2}
+        return {"loss": torch.as_tensor(error @ error / (2 * len(error)))}
+
+    def _toss(self, size: int) -> Numbers | None:
+        """Returns which of two tables moves, [size]; None where there is one."""
+        if not self.config.double:
+            return None
+        return torch.randint(2, (size,), generator=self._random["tables"]).numpy()
+
+    def _masks(self, path: Sequence[Step]) -> Bools | None:
+        """Returns the legal actions [n, N, A] of the steps' successors; None where nobody gave any."""
+        if all(step.next_mask is None for step in path):
+            return None
+        every = torch.ones(len(path[0].action), self.actions, dtype=torch.bool)
+        return _stack([every if step.next_mask is None else step.next_mask for step in path])
+
+    def _rows(self, state: Numbers) -> Values:
+        """Returns the values [B, A] that the agent acts on in states [B]."""
+        return self._tables[:, state].mean(0) if self.config.double else self._tables[0].take(state, 0)
+
+    def _states(self, obs: Obs) -> Tensor:
+        """Returns the numbers [N] of the observed states; of several indices the last one counts units."""
+        if not isinstance(obs, dict):
+            return obs
+        number = torch.zeros((), dtype=torch.int64, device=self.device)
+        for name, size in self._sizes.items():
+            number = number * size + obs[name]
+        return number
 
     def state_dict(self) -> State:
-        """Returns the table, counters and random streams."""
-        pending = None if self._pending is None else self._pending._asdict()
+        """Returns the tables, counters, random streams and the steps that are yet to be learned from."""
+        window = (step._asdict() for step in self._window)
         return {
-            "policy": {"q": self.q},
+            "policy": {"q": torch.as_tensor(self._tables)},
             "counters": {name: getattr(self, name) for name in _COUNTERS},
-            "random": {"exploration": self._explore.get_state(), "replay": self._sampling.get_state()},
-            "pending": {k: v for k, v in (pending or {}).items() if v is not None},
+            "random": {name: stream.get_state() for name, stream in self._random.items()},
+            "window": {
+                str(age): {name: value.clone() for name, value in step.items() if value is not None}
+                for age, step in enumerate(window)
+            },
         }
 
     def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` returned."""
-        self.q.copy_(state["policy"]["q"])
+        self._tables[:] = state["policy"]["q"].cpu().numpy()
         for name in _COUNTERS:
             setattr(self, name, state["counters"][name])
-        self._explore.set_state(state["random"]["exploration"].cpu())
-        self._sampling.set_state(state["random"]["replay"].cpu())
-        self._pending = Step(**state["pending"]) if state.get("pending") else None
+        for name, stream in self._random.items():
+            stream.set_state(state["random"][name].cpu())
+        window = state.get("window", {})
+        self._window = [Step(**window[str(age)]) for age in range(len(window))]
 
 
 _COUNTERS: Sequence[str] = ("env_steps", "learner_steps", "_learned")
 
 
-def _states(obs: Obs) -> Tensor:
-    assert isinstance(obs, Tensor)  # the layout was checked when the agent was built
+def _stack(tensors: Sequence[Tensor]) -> NDArray[Any]:
+    arrays = [tensor.numpy() for tensor in tensors]
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+
+
+def _legal(values: Values, mask: Bools | None) -> Values:
+    """Returns values [B, A] with -inf where an action is illegal."""
+    return values if mask is None else np.where(mask, values, -np.inf)
+
+
+def _tensor(obs: Obs) -> Tensor:
+    assert isinstance(obs, Tensor)  # `observe` made a number of it
     return obs
