@@ -25,9 +25,7 @@ from rlagents_envs.config import Atari, CartPole, EnvConfig, Gridworld, Gymnasiu
 from rlagents_envs.vector import Environments
 
 _Learner: TypeAlias = agents.DQN | agents.QLearning
-# What most of a training is like: it learns, and epsilon has come to its end. The user's settings win.
-LASTING = ("agent.learning_starts=1000", "agent.exploration.steps=0")
-_RANDOM = ("agent.exploration.start=1.0", "agent.exploration.end=1.0")
+_RANDOM = ("agent.exploration.kind=epsilon", "agent.exploration.start=1.0", "agent.exploration.end=1.0")
 _NEVER = f"agent.learning_starts={2**40}"
 _RECORDED = 64  # ticks of the real environments that fill a replay, over and over
 _BACKENDS: tuple[EnvConfig, ...] = (
@@ -37,6 +35,16 @@ _BACKENDS: tuple[EnvConfig, ...] = (
     *(CartPole(count=count) for count in (8, 64, 1024)),
     *(Atari(game="pong", count=count) for count in (1, 8, 16)),
 )
+
+
+def lasting(plan: Plan) -> Experiment:
+    """Returns the experiment as most of a training is: it learns, and exploration has come to its end.
+
+    The user's settings win.
+    """
+    scheduled = hasattr(plan.experiment().agent.exploration, "steps")
+    ended = ("agent.exploration.steps=0",) if scheduled else ()
+    return plan.experiment("agent.learning_starts=1000", *ended)
 
 
 def env(plan: Plan, *, everything: bool = False, act: bool = False) -> Report:
@@ -120,7 +128,7 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
 
 def train(plan: Plan, *, precisions: Sequence[str]) -> Report:
     """Times the loop that trains, without evaluations and checkpoints, once it learns."""
-    experiment = plan.experiment(*LASTING)
+    experiment = lasting(plan)
     on = runs.choose_device(experiment.run.device)
     variants = {experiment.agent.kind: experiment}
     if isinstance(experiment.agent, DQN):

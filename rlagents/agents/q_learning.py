@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlagents.agents.exploration import epsilon_greedy, legal_values
+from rlagents.agents.exploration import EpsilonGreedy, epsilon_greedy, legal_values
 from rlagents.config import QLearning as Config
 from rlagents.replay import Ring, Uniform
 from rlagents.schedules import Every, Linear
@@ -43,7 +43,10 @@ class QLearning:
         self.config, self.device = config, device
         self.env_steps = self.learner_steps = 0
         self.q = torch.full((layout.size, actions), config.initial_value, dtype=torch.float64, device=device)
-        self._exploration = Linear(config.exploration.start, config.exploration.end, config.exploration.steps)
+        explore = config.exploration
+        self._exploration = EpsilonGreedy(
+            Linear(explore.start, explore.end, explore.steps), explore.ladder, ties=True
+        )
         self._rate = Linear(config.learning_rate, config.final_learning_rate, env_steps)
         self._explore = streams.torch("exploration", device)
         self._learn = Every(config.learn_every, config.learning_starts)
@@ -66,7 +69,7 @@ class QLearning:
     @property
     def epsilon(self) -> float:
         """Probability of a uniform action at present."""
-        return self._exploration(self.env_steps)
+        return self._exploration.epsilon(self.env_steps)
 
     def q_values(self, obs: Obs) -> Tensor:
         """Returns the table's rows of states [N], as [N, A] float32."""
@@ -82,8 +85,10 @@ class QLearning:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Returns actions [N] for states [N], ties broken at random while exploring."""
-        epsilon = self.epsilon if epsilon is None else epsilon
-        return epsilon_greedy(self.q[_states(obs)], epsilon, generator or self._explore, mask, ties=True)
+        values, generator = self.q[_states(obs)], generator or self._explore
+        if epsilon is None:
+            return self._exploration.choose(values, self.env_steps, generator, mask)
+        return epsilon_greedy(values, epsilon, generator, mask, ties=True)
 
     def observe(self, step: Step) -> None:
         """Stores one step."""
