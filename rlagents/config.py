@@ -283,6 +283,9 @@ class DQN(Learner):
 
     kind: Literal["dqn"] = "dqn"
     learning_rate: float = Field(default=5e-4, gt=0, description="of Adam, at the start")
+    learning_rate_schedule: Literal["linear", "cosine"] = Field(
+        default="linear", description="way from learning_rate to learning_rate_end"
+    )
     adam_epsilon: float = Field(default=1e-8, gt=0, description="added to Adam's denominator")
     weight_decay: float = Field(
         default=0.0, ge=0, description="decoupled (AdamW), times the learning rate; 0: none"

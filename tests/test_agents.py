@@ -272,6 +272,19 @@ def test_the_learning_rate_falls_to_its_end():
     assert agent.optimizer.param_groups[0]["lr"] == 1e-3
 
 
+def test_the_learning_rate_may_fall_along_a_cosine():
+    agent = build(
+        Leaf("vector", (3,), "float32"),
+        2,
+        env_steps=1000,
+        kind="dqn",
+        learning_rate=1e-2,
+        learning_rate_end=1e-3,
+        learning_rate_schedule="cosine",
+    )
+    assert agent._rate(250) == pytest.approx(1e-3 + 9e-3 * (1 + 0.5**0.5) / 2)
+
+
 def test_learner_steps_are_due_by_env_steps_whatever_the_number_of_environments():
     for count in (1, 3, 8):
         envs = make(kind="corridor", count=count, observation="onehot")

@@ -26,7 +26,7 @@ from rlagents.config import DQN as Config
 from rlagents.config import FixedTarget, NoTarget, SoftTarget
 from rlagents.networks import Network, Noise, computes_in_bfloat16, has_pixels
 from rlagents.replay import Ring, make_sampler
-from rlagents.schedules import Every, Linear
+from rlagents.schedules import Cosine, Every, Linear
 from rlagents.seeding import Streams
 from rlagents.types import Batch, Metrics, Obs, State, Step
 from rlagents_envs.vector import Layout
@@ -109,7 +109,8 @@ class DQN:
             device=device,
         )
         self._explorer = make_explorer(config.exploration)
-        self._rate = Linear(config.learning_rate, config.final_learning_rate, env_steps)
+        schedule = Linear if config.learning_rate_schedule == "linear" else Cosine
+        self._rate = schedule(config.learning_rate, config.final_learning_rate, env_steps)
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
 
