@@ -17,6 +17,7 @@ from rlagents.config import DQN, Experiment
 from rlagents.errors import UsageError
 from rlagents.loop import Trail, interact
 from rlagents.peers import MISSING, OURS, SB3_PACKAGE, Store, installed
+from rlagents.replay import Proportional
 from rlagents.seeding import Streams
 from rlagents.timing import Plan, Report, Row, Thing, measure, ratio
 from rlagents.training import Tracker
@@ -89,7 +90,10 @@ def update(plan: Plan, *, batches: Sequence[int], precisions: Sequence[str]) -> 
 
 
 def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
-    """Times a full replay of the experiment's observations, beside Stable-Baselines3's two if installed."""
+    """Times a full replay of the experiment's observations, beside Stable-Baselines3's two if installed.
+
+    Where it is prioritised, writing the priorities of a batch is timed, too.
+    """
     experiment = plan.experiment()
     random = toml.load(experiment, (*_RANDOM, _NEVER))
     on, count = runs.choose_device(experiment.run.device), experiment.env.count
@@ -115,6 +119,11 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
         for operation, batch in zip(sample, batches, strict=True)
         for name, store in stores.items()
     ]
+    if isinstance(ring.sampler, Proportional):
+        things += [
+            Thing(f"{OURS}, priorities {batch}", ("µs",), _prioritising(ring.sampler, batch))
+            for batch in batches
+        ]
     rows = measure(things, plan, on)
     by_name = {row.name: row for row in rows}
     for name, operation in product(list(stores)[1:], operations):
@@ -233,6 +242,12 @@ def _filled(name: str, store: Store, experiment: Experiment, on: torch.device) -
     if before is not None and after is not None and on.type == "cpu":
         rows.append(Row(name, "bytes/timestep, resident", ((after - before) / timesteps,)))
     return rows
+
+
+def _prioritising(sampler: Proportional, batch: int) -> Iterator[tuple[int]]:
+    """Writes the priorities of the same rows for ever; yields 1 for each batch."""
+    row, error = sampler.draw(batch)
+    yield from _calling(sampler.update, [(row, error)], 1)
 
 
 def _calling(

@@ -155,15 +155,12 @@ class DQN:
     def observe(self, step: Step) -> None:
         """Stores one step."""
         self.env_steps += int((~step.final).sum())
-        reward = step.reward
-        match self.config.reward_transform:
-            case "sign":
-                reward = reward.sign()
-            case "scale":
-                reward = reward * self.config.reward_scale
-            case _:  # what is known of the returns changes, so normalised is what is drawn, not what is kept
-                pass
-        if self._returns:
+        reward, transform = step.reward, self.config.reward_transform
+        if transform == "sign":
+            reward = reward.sign()
+        elif transform == "scale":
+            reward = reward * self.config.reward_scale
+        if self._returns:  # rewards are normalised as they are drawn, by what is known by then
             self._returns.update(step)
         self.replay.add(step, reward)
 

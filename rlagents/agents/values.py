@@ -144,7 +144,7 @@ class Categorical:
         spacing = (self.high - self.low) / (self.width - 1)
         place = (moved.clamp(self.low, self.high) - self.low) / spacing  # [B, Z] in units of atoms
         atom = torch.arange(self.width, device=reward.device)
-        share = (1 - (place[:, None] - atom[:, None]).abs_()).clamp_(min=0)  # [B, Z to, Z from]
+        share = (place[:, None] - atom[:, None]).abs_().neg_().add_(1).clamp_(min=0)  # [B, Z to, Z from]
         return (share @ probability[..., None])[..., 0]
 
     def loss(self, params: Tensor, goal: Tensor, fractions: Tensor | None = None) -> Tensor:

@@ -172,7 +172,8 @@ class Residual(Images):
             weight = first.weight if stage else first.weight * self._scale
             x = F.max_pool2d(F.conv2d(x, weight, first.bias, padding=1), 3, 2, padding=1)
             for _ in range(2):
-                x = x + next(layers)(fired(next(layers)(fired(x))))
+                inner = next(layers)(fired(x))
+                x = x + next(layers)(fired(inner))
         return fired(x).permute(0, 2, 3, 1).flatten(1)  # as it lies in memory: no copy
 
 
