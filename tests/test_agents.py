@@ -104,7 +104,7 @@ def test_the_network_reaches_the_exact_values_of_the_corridor(target, n_step, do
         batch_size=32,
         learning_starts=200,
         learn_every=4,
-        exploration={"start": 1.0, "end": 0.5, "steps": 2000},
+        exploration={"kind": "epsilon", "start": 1.0, "end": 0.5, "steps": 2000},
         target={"kind": target, **extra},
         network={"hidden": [32], "dueling": dueling},
         replay={"capacity": 2000},

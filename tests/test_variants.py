@@ -50,7 +50,7 @@ def test_every_variant_reaches_the_exact_values_of_the_corridor(kind, n_step, sa
         batch_size=32,
         learning_starts=200,
         learn_every=4,
-        exploration={"start": 1.0, "end": last, "steps": 3000},
+        exploration={"kind": "epsilon", "start": 1.0, "end": last, "steps": 3000},
         target={"kind": "fixed", "sync_every": 50},
         values=VALUES[kind],
         network={"hidden": [32], "dueling": dueling, "noisy": noisy},
