@@ -153,7 +153,7 @@ class Categorical:
 
     def error(self, params: Tensor, goal: Tensor, loss: Tensor) -> Tensor:
         """Returns the divergence: the loss less the goal's entropy, which no prediction can take away."""
-        return (loss + torch.special.entr(goal).neg().sum(-1)).clamp(min=0)
+        return (loss + torch.xlogy(goal, goal).sum(-1)).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,6 @@ def soften(
     """
     log_policy = (now / config.temperature).log_softmax(1).gather(1, action[:, None])[:, 0]  # [B]
     policy = (ahead / config.temperature).softmax(1)
-    entropy = torch.special.entr(policy).sum(1)
+    entropy = -torch.xlogy(policy, policy).sum(1)
     bonus = config.share * (config.temperature * log_policy).clamp(config.lowest, 0)
     return bonus + discount * config.temperature * entropy, policy

@@ -119,7 +119,7 @@ class Network(nn.Module):
         if self._joint == len(self.dense):
             x = self._asked(x, fractions)
         x = x.float()
-        values = _through(self.head, x, noise).unflatten(-1, self._out)  # [B, A, Z], or [B, Z, A, 1]
+        values = _through(self.head, x, noise).view(*x.shape[:-1], *self._out)  # [B, A, Z], or [B, Z, A, 1]
         if self.state_value is not None:
             advantage = values - values.mean(-2, keepdim=True)
             values = advantage + _through(self.state_value, x, noise)[..., None, :]
