@@ -83,7 +83,8 @@ def differences(one: Mapping[str, object], other: Mapping[str, object], path: st
     return found
 
 
-DOUBLE, DUELING, NOISY = "agent.double", "agent.network.dueling", "agent.network.noisy"
+DOUBLE, DUELING = "agent.double", "agent.network.dueling"
+NOISY, NOISE = "agent.network.noisy", "agent.network.noise"
 PRIORITIES, VALUES, EXPLORATION = "agent.replay.sampling", "agent.values", "agent.exploration"
 
 
@@ -96,11 +97,11 @@ PRIORITIES, VALUES, EXPLORATION = "agent.replay.sampling", "agent.values", "agen
         ("cartpole-c51", "cartpole-dqn-fixed-target", {DOUBLE, VALUES}),
         ("cartpole-qrdqn", "cartpole-dqn-fixed-target", {DOUBLE, VALUES}),
         ("cartpole-iqn", "cartpole-dqn-fixed-target", {DOUBLE, VALUES}),
-        ("cartpole-noisy", "cartpole-dqn-fixed-target", {DOUBLE, NOISY, EXPLORATION}),
+        ("cartpole-noisy", "cartpole-dqn-fixed-target", {DOUBLE, NOISY, NOISE, EXPLORATION}),
         (
             "cartpole-rainbow",
             "cartpole-dqn-fixed-target",
-            {DUELING, PRIORITIES, VALUES, NOISY, EXPLORATION},
+            {DUELING, PRIORITIES, VALUES, NOISY, NOISE, EXPLORATION},
         ),
         ("pong-double", "pong-dqn", {DUELING}),
         ("pong-dueling", "pong-dqn", {DOUBLE}),
