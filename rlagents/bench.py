@@ -17,6 +17,7 @@ from rlagents.config import DQN, Experiment
 from rlagents.errors import UsageError
 from rlagents.loop import Trail, interact
 from rlagents.peers import MISSING, OURS, SB3_PACKAGE, Store, installed
+from rlagents.replay import Proportional
 from rlagents.seeding import Streams
 from rlagents.timing import Plan, Report, Row, Thing, measure, ratio
 from rlagents.training import Tracker
@@ -25,9 +26,7 @@ from rlagents_envs.config import Atari, CartPole, EnvConfig, Gridworld, Gymnasiu
 from rlagents_envs.vector import Environments
 
 _Learner: TypeAlias = agents.DQN | agents.QLearning
-# What most of a training is like: it learns, and epsilon has come to its end. The user's settings win.
-LASTING = ("agent.learning_starts=1000", "agent.exploration.steps=0")
-_RANDOM = ("agent.exploration.start=1.0", "agent.exploration.end=1.0")
+_RANDOM = ("agent.exploration.kind=epsilon", "agent.exploration.start=1.0", "agent.exploration.end=1.0")
 _NEVER = f"agent.learning_starts={2**40}"
 _RECORDED = 64  # ticks of the real environments that fill a replay, over and over
 _BACKENDS: tuple[EnvConfig, ...] = (
@@ -38,6 +37,16 @@ _BACKENDS: tuple[EnvConfig, ...] = (
     *(CartPole(count=count) for count in (8, 64, 1024)),
     *(Atari(game="pong", count=count) for count in (1, 8, 16)),
 )
+
+
+def lasting(plan: Plan) -> Experiment:
+    """Returns the experiment as most of a training is: it learns, and exploration has come to its end.
+
+    The user's settings win.
+    """
+    scheduled = hasattr(plan.experiment().agent.exploration, "steps")
+    ended = ("agent.exploration.steps=0",) if scheduled else ()
+    return plan.experiment("agent.learning_starts=1000", *ended)
 
 
 def env(plan: Plan, *, everything: bool = False, act: bool = False) -> Report:
@@ -82,7 +91,10 @@ def update(plan: Plan, *, batches: Sequence[int], precisions: Sequence[str]) -> 
 
 
 def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
-    """Times a full replay of the experiment's observations, beside Stable-Baselines3's two if installed."""
+    """Times a full replay of the experiment's observations, beside Stable-Baselines3's two if installed.
+
+    Where it is prioritised, writing the priorities of a batch is timed, too.
+    """
     experiment = plan.experiment()
     random = toml.load(experiment, (*_RANDOM, _NEVER))
     on, count = runs.choose_device(experiment.run.device), experiment.env.count
@@ -108,6 +120,11 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
         for operation, batch in zip(sample, batches, strict=True)
         for name, store in stores.items()
     ]
+    if isinstance(ring.sampler, Proportional):
+        things += [
+            Thing(f"{OURS}, priorities {batch}", ("µs",), _prioritising(ring.sampler, batch))
+            for batch in batches
+        ]
     rows = measure(things, plan, on)
     by_name = {row.name: row for row in rows}
     for name, operation in product(list(stores)[1:], operations):
@@ -121,7 +138,7 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
 
 def train(plan: Plan, *, precisions: Sequence[str]) -> Report:
     """Times the loop that trains, without evaluations and checkpoints, once it learns."""
-    experiment = plan.experiment(*LASTING)
+    experiment = lasting(plan)
     on = runs.choose_device(experiment.run.device)
     variants = {experiment.agent.kind: experiment}
     if isinstance(experiment.agent, DQN):
@@ -226,6 +243,12 @@ def _filled(name: str, store: Store, experiment: Experiment, on: torch.device) -
     if before is not None and after is not None and on.type == "cpu":
         rows.append(Row(name, "bytes/timestep, resident", ((after - before) / timesteps,)))
     return rows
+
+
+def _prioritising(sampler: Proportional, batch: int) -> Iterator[tuple[int]]:
+    """Writes the priorities of the same rows for ever; yields 1 for each batch."""
+    row, error = sampler.draw(batch)
+    yield from _calling(sampler.update, [(row, error)], 1)
 
 
 def _calling(

@@ -4,6 +4,7 @@ A variant of an algorithm is a field here, never a subclass elsewhere. Descripti
 models are read from a file and written to one stands in `toml`.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
@@ -73,18 +74,73 @@ class Checkpoint(Model):
     compress: bool = Field(default=False, description="rows compressed: less to write, more to compute")
 
 
-class Exploration(Model):
+class EpsilonGreedy(Model):
     """Epsilon-greedy, one coin per environment: linear from `start` to `end`."""
 
+    kind: Literal["epsilon"] = "epsilon"
     start: Probability = Field(default=1.0, description="epsilon at the first env step")
     end: Probability = Field(default=0.05, description="epsilon from `steps` on")
     steps: int = Field(default=10_000, ge=0, description="env steps from `start` to `end`")
+    ladder: float = Field(
+        default=0.0,
+        ge=0,
+        description="environment i of N has epsilon ** (1 + ladder * i / (N - 1)), as in Ape-X; 0: all alike",
+    )
+
+
+class Boltzmann(Model):
+    """Actions with probability softmax(values / temperature): linear from `start` to `end`."""
+
+    kind: Literal["boltzmann"] = "boltzmann"
+    start: float = Field(
+        default=1.0, gt=0, description="temperature at the first env step, in units of value"
+    )
+    end: float = Field(default=0.05, gt=0, description="temperature from `steps` on")
+    steps: int = Field(default=10_000, ge=0, description="env steps from `start` to `end`")
+
+
+class NoisyExploration(Model):
+    """The best action of a noisy network: its noise explores, each environment with its own."""
+
+    kind: Literal["noisy"] = "noisy"
+
+
+Exploration = Annotated[EpsilonGreedy | Boltzmann | NoisyExploration, Field(discriminator="kind")]
+
+
+class UniformSampling(Model):
+    """Every timestep is as likely as any other."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class ProportionalSampling(Model):
+    """A timestep is the likelier the larger its last error was (Schaul et al. 2016, section 3.3)."""
+
+    kind: Literal["proportional"] = "proportional"
+    exponent: Probability = Field(
+        default=0.6, description="of the error, in the probability (alpha); 0: uniform"
+    )
+    importance_start: Probability = Field(
+        default=0.4,
+        description="exponent of the importance weights at the first env step (beta); 0: no weights",
+    )
+    importance_end: Probability = Field(
+        default=1.0, description="the same at the end of the budget, linear in between"
+    )
+    floor: float = Field(
+        default=1e-3, gt=0, description="added to each error, so that every timestep comes again"
+    )
+
+
+Sampling = Annotated[UniformSampling | ProportionalSampling, Field(discriminator="kind")]
 
 
 class Replay(Model):
     """The shared replay of timesteps."""
 
     capacity: int = Field(default=100_000, ge=1, description="timesteps kept, in all environments together")
+    sampling: Sampling = UniformSampling()
 
 
 class NoTarget(Model):
@@ -122,10 +178,75 @@ class ScalarValues(Model):
     )
 
 
+class CategoricalValues(Model):
+    """A distribution over fixed returns per action: C51 (Bellemare et al. 2017)."""
+
+    kind: Literal["categorical"] = "categorical"
+    atoms: int = Field(default=51, ge=2, description="returns that have a probability each")
+    low: float = Field(default=-10.0, description="least of these returns; goals below it count as this")
+    high: float = Field(default=10.0, description="greatest of these returns; goals above it count as this")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(
+                f"low must be less than high, got {self.low} and {self.high}; give the least and the "
+                "greatest return that can come"
+            )
+        return self
+
+
+class QuantileValues(Model):
+    """Quantiles of the return per action, at fixed fractions: QR-DQN (Dabney et al. 2018)."""
+
+    kind: Literal["quantile"] = "quantile"
+    quantiles: int = Field(
+        default=51, ge=1, description="per action; the paper has 200, whose loss costs 15 times that of 51"
+    )
+    huber_delta: float = Field(
+        default=1.0, gt=0, description="error at which the loss turns from square to linear"
+    )
+
+
+class ImplicitQuantileValues(Model):
+    """The return as a function of a fraction that the network is asked for: IQN (Dabney et al. 2018b)."""
+
+    kind: Literal["iqn"] = "iqn"
+    learned: int = Field(default=8, ge=1, description="fractions drawn for each prediction (N)")
+    goals: int = Field(default=8, ge=1, description="fractions drawn for each goal (N')")
+    choice: int = Field(
+        default=32, ge=1, description="evenly spread fractions behind a value, where actions are chosen (K)"
+    )
+    cosines: int = Field(default=64, ge=1, description="cosines of a fraction that the network reads")
+    huber_delta: float = Field(
+        default=1.0, gt=0, description="error at which the loss turns from square to linear"
+    )
+
+
+Values = Annotated[
+    ScalarValues | CategoricalValues | QuantileValues | ImplicitQuantileValues, Field(discriminator="kind")
+]
+
+
+class Munchausen(Model):
+    """Soft values, and part of the log-policy as a reward (Vieillard et al. 2020)."""
+
+    share: Probability = Field(
+        default=0.0,
+        description="part of the log-policy that is added to the reward (alpha); 0: ordinary values",
+    )
+    temperature: float = Field(
+        default=0.03, gt=0, description="of the policy softmax(values / temperature), in units of value"
+    )
+    lowest: float = Field(
+        default=-1.0, lt=0, description="what temperature * log-policy counts as where it is below this"
+    )
+
+
 class Network(Model):
     """What stands between the observation and the values."""
 
-    body: Literal["auto", "mlp", "nature_cnn", "arcade_cnn", "small_cnn"] = Field(
+    body: Literal["auto", "mlp", "nature_cnn", "arcade_cnn", "small_cnn", "impala"] = Field(
         default="auto", description="auto: by the observation space, each input of a dictionary on its own"
     )
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -138,6 +259,10 @@ class Network(Model):
     subtract_mean: bool = Field(
         default=False, description="images minus the mean image of the replay at the first learner step"
     )
+    noisy: bool = Field(
+        default=False, description="dense layers and head with noise of learned size (Fortunato et al. 2018)"
+    )
+    noise: float = Field(default=0.5, gt=0, description="size of that noise at the start (sigma_0)")
 
 
 class Learner(Model):
@@ -154,7 +279,6 @@ class Learner(Model):
     learning_rate_end: float = Field(
         default=-1.0, ge=-1, description="at the end of the budget, linear in between; -1: constant"
     )
-    exploration: Exploration = Exploration()
     replay: Replay = Replay()
 
     @property
@@ -168,13 +292,24 @@ class DQN(Learner):
 
     kind: Literal["dqn"] = "dqn"
     learning_rate: float = Field(default=5e-4, gt=0, description="of Adam, at the start")
+    learning_rate_schedule: Literal["linear", "cosine"] = Field(
+        default="linear", description="way from learning_rate to learning_rate_end"
+    )
     adam_epsilon: float = Field(default=1e-8, gt=0, description="added to Adam's denominator")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled (AdamW), times the learning rate; 0: none"
+    )
     gradient_clip: float = Field(default=10.0, ge=0, description="largest norm of the gradient; 0: no limit")
     double: bool = Field(
         default=False, description="online network chooses, target network values (van Hasselt et al. 2016)"
     )
-    reward_transform: Literal["none", "sign"] = Field(
-        default="none", description="of the rewards learned, not of those reported"
+    reward_transform: Literal["none", "sign", "scale", "normalise"] = Field(
+        default="none",
+        description="of the rewards learned, not of those reported; normalise: by the deviation of returns",
+    )
+    reward_scale: float = Field(default=1.0, gt=0, description="what rewards are multiplied by to scale them")
+    reset_head_every: int = Field(
+        default=0, ge=0, description="env steps after which the last layers start anew; 0: never"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of a convolutional body; auto: bfloat16 where the device computes in it"
@@ -183,8 +318,10 @@ class DQN(Learner):
         default=True, description="on a GPU, learner steps are recorded once and launched as one CUDA graph"
     )
     target: Target = FixedTarget()
-    values: ScalarValues = ScalarValues()
+    values: Values = ScalarValues()
+    munchausen: Munchausen = Munchausen()
     network: Network = Network()
+    exploration: Exploration = EpsilonGreedy()
 
 
 class QLearning(Learner):
@@ -214,6 +351,7 @@ class QLearning(Learner):
         default=0.1, gt=0, le=1, description="part of the error corrected, at the start"
     )
     initial_value: float = Field(default=0.0, description="of every entry; above the best return: optimistic")
+    exploration: EpsilonGreedy = EpsilonGreedy()
 
 
 AgentConfig = Annotated[DQN | QLearning, Field(discriminator="kind")]
@@ -233,15 +371,46 @@ class Experiment(Model):
         stack = getattr(self.env, "frame_stack", 1)
         rows = self.agent.replay.capacity // self.env.count
         need = stack + self.agent.n_step + 1
+        problems = list(_clashes(self.agent))
         if rows < need:
-            raise ValueError(
+            problems.append(
                 f"agent.replay.capacity must hold at least {need} timesteps of each environment "
                 f"(frame_stack + n_step + 1), got {self.agent.replay.capacity} for {self.env.count} "
                 f"environments; set agent.replay.capacity to {need * self.env.count} or more"
             )
-        if isinstance(self.agent, QLearning) and (wrong := _contradiction(self.agent)):
-            raise ValueError(wrong)
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
+
+
+def _clashes(agent: DQN | QLearning) -> Iterator[str]:
+    """Yields what of an agent is impossible together, each with its reason."""
+    if isinstance(agent, QLearning):
+        if wrong := _contradiction(agent):
+            yield wrong
+        if agent.replay.sampling.kind != "uniform":
+            yield (
+                f"agent.replay.sampling.kind must be uniform for a table, got {agent.replay.sampling.kind}: "
+                "it keeps no errors of its timesteps"
+            )
+        if agent.exploration.ladder:
+            yield f"agent.exploration.ladder must be 0 for a table, got {agent.exploration.ladder}"
+        return
+    if agent.exploration.kind == "noisy" and not agent.network.noisy:
+        yield (
+            "agent.network.noisy must be true where agent.exploration.kind is noisy, got false: nothing else "
+            "would explore"
+        )
+    if agent.munchausen.share and agent.double:
+        yield (
+            "agent.double must be false where agent.munchausen.share is not 0, got true: soft values have no "
+            "best action that the other network could choose"
+        )
+    if agent.reward_scale != 1 and agent.reward_transform != "scale":
+        yield (
+            f'agent.reward_scale must be 1 where agent.reward_transform is "{agent.reward_transform}", got '
+            f"{agent.reward_scale}; set agent.reward_transform to scale"
+        )
 
 
 def _contradiction(agent: QLearning) -> str:

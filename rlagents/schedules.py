@@ -1,5 +1,6 @@
 """Values that change with the number of env steps, and events that are due every so many of them."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -16,6 +17,21 @@ class Linear:
         if env_steps >= self.steps:
             return self.end
         return self.start + (self.end - self.start) * env_steps / self.steps
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From `start` to `end` over `steps` env steps along half a cosine, constant afterwards."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, env_steps: int) -> float:
+        """Returns the value after so many env steps."""
+        if env_steps >= self.steps:
+            return self.end
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * env_steps / self.steps)) / 2
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Batch(NamedTuple):
     row: Tensor  # [B] int64: where in the replay, for priorities
     weight: Tensor  # [B] float32: importance weight, at most 1; 1 where sampling is uniform
     mask: Tensor | None = None  # [B, A] bool: legal actions in next_obs; None: all
+    obs_mask: Tensor | None = None  # [B, A] bool: legal actions in obs; None: all
 
 
 class Agent(Protocol):

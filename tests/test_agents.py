@@ -104,7 +104,7 @@ def test_the_network_reaches_the_exact_values_of_the_corridor(target, n_step, do
         batch_size=32,
         learning_starts=200,
         learn_every=4,
-        exploration={"start": 1.0, "end": 0.5, "steps": 2000},
+        exploration={"kind": "epsilon", "start": 1.0, "end": 0.5, "steps": 2000},
         target={"kind": target, **extra},
         network={"hidden": [32], "dueling": dueling},
         replay={"capacity": 2000},
@@ -272,6 +272,19 @@ def test_the_learning_rate_falls_to_its_end():
     assert agent.optimizer.param_groups[0]["lr"] == 1e-3
 
 
+def test_the_learning_rate_may_fall_along_a_cosine():
+    agent = build(
+        Leaf("vector", (3,), "float32"),
+        2,
+        env_steps=1000,
+        kind="dqn",
+        learning_rate=1e-2,
+        learning_rate_end=1e-3,
+        learning_rate_schedule="cosine",
+    )
+    assert agent._rate(250) == pytest.approx(1e-3 + 9e-3 * (1 + 0.5**0.5) / 2)
+
+
 def test_learner_steps_are_due_by_env_steps_whatever_the_number_of_environments():
     for count in (1, 3, 8):
         envs = make(kind="corridor", count=count, observation="onehot")
@@ -309,11 +322,115 @@ def test_rewards_are_clipped_for_learning_only():
     assert learned.any()
 
 
+def test_rewards_are_multiplied_to_scale_them():
+    vector = Leaf("vector", (1,), "float32")
+    agent = build(vector, 2, kind="dqn", reward_transform="scale", reward_scale=0.25, replay={"capacity": 40})
+    from test_replay import Naive
+
+    for step in Naive(4, 1, 5, 0).steps:
+        agent.observe(step._replace(obs=torch.zeros(4, 1)))
+        row = slice(4 * (agent.replay.time - 1), 4 * agent.replay.time)
+        assert torch.equal(agent.replay._columns["reward"][row], step.reward / 4)
+
+
+def test_normalised_rewards_are_divided_by_the_deviation_of_the_returns():
+    vector = Leaf("vector", (1,), "float32")
+    agent = build(vector, 2, kind="dqn", discount=0.8, reward_transform="normalise", replay={"capacity": 400})
+    from test_replay import Naive
+
+    returns, running = [], np.zeros(4)
+    for step in Naive(4, 1, 60, 0).steps:
+        agent.observe(step._replace(obs=torch.zeros(4, 1), reward=step.reward * 7))
+        running = np.where(step.first, 0, running) * 0.8 + step.reward.numpy() * 7
+        returns += running[~step.final.numpy()].tolist()
+    assert agent._returns.factor == pytest.approx(1 / np.std(returns), rel=1e-6)
+    agent._reward_factor.fill_(agent._returns.factor)
+    batch = agent.replay.sample(8)
+    ahead = agent.target(batch.next_obs)[..., 0].amax(1)
+    goal = agent._goal(batch, agent.working.prepare(batch.obs))
+    expected = batch.reward / np.float32(np.std(returns)) + batch.discount * ahead
+    torch.testing.assert_close(goal, expected)
+
+
+def test_weights_decay_by_the_learning_rate_times_themselves():
+    vector = Leaf("vector", (3,), "float32")
+    agent = build(vector, 2, kind="dqn", weight_decay=0.1, learning_rate=0.01)
+    before = [p.clone() for p in agent.online.parameters()]
+    for parameter in agent.online.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    agent._step()
+    for old, new in zip(before, agent.online.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old.detach() * (1 - 0.01 * 0.1))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("target", ["none", "fixed", "soft"])
+def test_the_last_layers_start_anew_and_nothing_else(target, precision):
+    envs = make(kind="corridor", count=4, observation="onehot")
+    agent = build(
+        envs.layout,
+        2,
+        kind="dqn",
+        precision=precision,
+        learning_starts=20,
+        learn_every=4,
+        reset_head_every=400,
+        network={"dueling": True, "hidden": [8]},
+        target={"kind": target},
+    )
+    train(envs, agent, 396)
+    before = {name: p.clone() for name, p in agent.online.named_parameters()}
+    agent._reset_head(1)
+    fresh = dict(agent._fresh_network(1).named_parameters())
+    for name, parameter in agent.online.named_parameters():
+        last = name.startswith(("head", "state_value"))
+        assert torch.equal(parameter, fresh[name] if last else before[name])
+        moments = agent.optimizer.state[parameter]
+        assert all(bool(moment.any()) != last for moment in moments.values())
+        for network in (agent.working, agent.target):
+            found = dict(network.named_parameters())[name]
+            if last or network is agent.working:
+                assert torch.equal(found, parameter.to(found.dtype))
+    assert not torch.equal(fresh["head.weight"], agent._fresh_network(0).head.weight)
+    resets = []
+    agent._reset_head = resets.append
+    train(envs, agent, 1300)
+    assert resets == [1, 2, 3]
+
+
+def test_noise_explores_with_one_draw_for_each_environment_and_not_in_evaluations():
+    table = {"kind": "dqn", "exploration": {"kind": "noisy"}, "network": {"noisy": True, "noise": 5.0}}
+    agent = build(Leaf("vector", (3,), "float32"), 6, **table)
+    obs = torch.ones(64, 3)
+    assert len(set(agent.act(obs).tolist())) > 2
+    state = agent._explore.get_state()
+    assert len(set(agent.act(obs, epsilon=0.0).tolist())) == 1
+    assert torch.equal(agent.act(obs, epsilon=0.0), agent.q_values(obs).argmax(1))
+    assert torch.equal(agent._explore.get_state(), state)
+    assert agent.epsilon == 0
+    mask = torch.rand(64, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[:, 0] = True
+    assert mask[torch.arange(64), agent.act(obs, mask=mask)].all()
+
+
+WHOLE = {
+    "kind": "dqn",
+    "n_step": 2,
+    "values": {"kind": "iqn", "choice": 4},
+    "network": {"noisy": True, "hidden": [8]},
+    "exploration": {"kind": "boltzmann"},
+    "replay": {"capacity": 200, "sampling": {"kind": "proportional"}},
+    "reward_transform": "normalise",
+    "munchausen": {"share": 0.9},
+}
+
+
 @pytest.mark.parametrize(
     "table",
     [
         {"kind": "dqn", "double": True, "n_step": 2},
         {"kind": "q_learning"},
+        WHOLE,
         {"kind": "q_learning", "double": True, "n_step": 3, "target_policy": "sampled"},
     ],
 )
@@ -325,7 +442,8 @@ def test_state_dicts_bring_an_agent_back_bit_for_bit(table):
     twin = build(envs.layout, 2, seed=2, **table)
     twin.load_state_dict(agent.state_dict())
     if agent.replay:
-        twin.replay.restore(0, agent.replay.window(0, agent.replay.time))
+        start = max(0, agent.replay.time - agent.replay.rows)
+        twin.replay.restore(start, agent.replay.window(start, agent.replay.time))
         twin.replay.reopen()
     trails = [Trail(Streams(5), 4, 2), Trail(Streams(5), 4, 2)]
     for player, trail in zip((agent, twin), trails, strict=True):
@@ -337,12 +455,15 @@ def test_state_dicts_bring_an_agent_back_bit_for_bit(table):
     assert one["counters"] == other["counters"]
     assert all(torch.equal(v, other["policy"][k]) for k, v in one["policy"].items())
     assert all(torch.equal(v, other["random"][k]) for k, v in one["random"].items())
+    if "priorities" in one:
+        assert all(torch.equal(v, other["priorities"][k]) for k, v in one["priorities"].items())
+        assert one["returns"] == other["returns"]
 
 
-@pytest.mark.parametrize("kind", ["dqn", "q_learning"])
-def test_an_agent_with_masks_never_takes_an_illegal_action(kind):
+@pytest.mark.parametrize("table", [{"kind": "dqn"}, {"kind": "q_learning"}, WHOLE])
+def test_an_agent_with_masks_never_takes_an_illegal_action(table):
     envs = make(kind="gridworld", count=8)
-    agent = build(envs.layout, envs.actions, environments=8, kind=kind, learning_starts=50)
+    agent = build(envs.layout, envs.actions, environments=8, **{**table, "learning_starts": 50})
     trail = Trail(Streams(1), 8, envs.actions)
     for step, _ in interact(envs, agent, trail, reset_every=10**9):
         legal = step.mask[torch.arange(8), step.action]

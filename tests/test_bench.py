@@ -145,6 +145,19 @@ def test_replay_without_stable_baselines3(monkeypatch: pytest.MonkeyPatch) -> No
     assert not any("SB3" in row["name"] for row in measured["rows"])
 
 
+def test_replay_with_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    small = ("agent.replay.capacity=800", "--batch", "8", "--seconds", "0.02", "--repeat", "2")
+    measured = bench("replay", "cartpole-per", *small)
+    for operation, unit in (("insert × 8", "rows/s"), ("sample 8", "µs"), ("priorities 8", "µs")):
+        assert min(samples(measured, f"rlagents, {operation}", unit)) > 0
+
+
+def test_train_with_noise_in_place_of_epsilon() -> None:
+    small = ("agent.learning_starts=100", "--precision", "float32", "--seconds", "0.1", "--repeat", "1")
+    assert bench("train", "cartpole-noisy", *small)["rows"]
+
+
 def test_train_learns_as_often_as_configured() -> None:
     measured = bench("train", *SHARED, "agent.learn_every=5", "--seconds", "0.3", "--repeat", "2")
     for precision in ("float32", "bfloat16"):

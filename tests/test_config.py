@@ -184,6 +184,85 @@ def test_settings_of_a_table_that_contradict_each_other(settings: tuple[str, ...
     assert line == f"agent.{complaint}"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (
+            ["agent.exploration.kind=noisy"],
+            (
+                "agent.network.noisy must be true where agent.exploration.kind is noisy, got false: nothing "
+                "else would explore"
+            ),
+        ),
+        (
+            ["agent.munchausen.share=0.9", "agent.double=true"],
+            (
+                "agent.double must be false where agent.munchausen.share is not 0, got true: soft values "
+                "have no best action that the other network could choose"
+            ),
+        ),
+        (
+            ["agent.reward_scale=0.5"],
+            (
+                'agent.reward_scale must be 1 where agent.reward_transform is "none", got 0.5; set '
+                "agent.reward_transform to scale"
+            ),
+        ),
+        (
+            ["agent.values.kind=categorical", "agent.values.low=5", "agent.values.high=5"],
+            (
+                "agent.values: low must be less than high, got 5.0 and 5.0; give the least and the greatest "
+                "return that can come"
+            ),
+        ),
+        (
+            ["agent.kind=q_learning", "agent.n_step=1", "agent.replay.sampling.kind=proportional"],
+            (
+                "agent.replay.sampling.kind must be uniform for a table, got proportional: it keeps no "
+                "errors of its timesteps"
+            ),
+        ),
+        (
+            ["agent.values.kind=c51"],
+            'agent.values.kind must be one of scalar, categorical, quantile, iqn, got "c51"',
+        ),
+        (
+            ["agent.values.kind=quantile", "agent.values.atoms=51"],
+            'agent.values.atoms is not a key, got 51; agent.values.kind = "categorical" has it',
+        ),
+    ],
+)
+def test_what_is_impossible_together_is_refused_with_the_reason(overrides: list[str], complaint: str) -> None:
+    assert complaints(PONG, *overrides) == [complaint]
+
+
+def test_several_impossible_pairs_are_told_at_once() -> None:
+    found = complaints(
+        PONG, "agent.exploration.kind=noisy", "agent.reward_scale=2", "agent.replay.capacity=9"
+    )
+    assert [line.split()[0] for line in found] == [
+        "agent.network.noisy",
+        "agent.reward_scale",
+        "agent.replay.capacity",
+    ]
+
+
+def test_every_variant_can_be_set_by_its_kind() -> None:
+    kinds = {
+        "agent.values": ["scalar", "categorical", "quantile", "iqn"],
+        "agent.exploration": ["epsilon", "boltzmann", "noisy"],
+        "agent.replay.sampling": ["uniform", "proportional"],
+    }
+    for path, names in kinds.items():
+        for name in names:
+            experiment = toml.load(PONG, [f"{path}.kind={name}", "agent.network.noisy=true"])
+            found: Any = experiment
+            for part in path.split("."):
+                found = getattr(found, part)
+            assert found.kind == name
+            assert toml.load(tomllib.loads(toml.dump(experiment))) == experiment
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     found = complaints(PONG, "agent.n_steps=2", "agent.values.loss=hubr", "nonsense", "run.seed=-1")
     assert {line.split()[0] for line in found} == {"an", "run.seed", "agent.values.loss", "agent.n_steps"}

@@ -1,5 +1,6 @@
 """Every experiment that ships, and the order in which a name is looked up."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,18 +19,33 @@ def test_every_experiment_of_the_plan_is_there() -> None:
     assert NAMES == [
         "blackjack-q-learning",
         "breakout-dqn",
+        "cartpole-c51",
+        "cartpole-double",
         "cartpole-dqn",
         "cartpole-dqn-fixed-target",
+        "cartpole-dueling",
+        "cartpole-iqn",
+        "cartpole-noisy",
+        "cartpole-per",
         "cartpole-q-learning",
+        "cartpole-qrdqn",
+        "cartpole-rainbow",
         "cliffwalking-expected-sarsa",
         "cliffwalking-q-learning",
         "cliffwalking-sarsa",
         "frozenlake-deterministic-q-learning",
         "frozenlake-q-learning",
         "gridworld-q-learning",
+        "pong-c51",
+        "pong-double",
         "pong-dqn",
         "pong-dqn-nature",
         "pong-dqn-sticky",
+        "pong-dueling",
+        "pong-iqn",
+        "pong-per",
+        "pong-qrdqn",
+        "pong-rainbow",
         "taxi-q-learning",
         "taxi-q-learning-unmasked",
     ]
@@ -58,6 +74,54 @@ def test_pong_variants_differ_in_what_they_are_named_for() -> None:
     assert plain.env.sticky == 0
     assert sticky.env == plain.env.model_copy(update={"sticky": 0.25})
     assert sticky.agent == plain.agent
+
+
+def differences(one: Mapping[str, object], other: Mapping[str, object], path: str = "") -> set[str]:
+    """Returns the dotted keys that two tables do not agree on; a table of another kind counts as one."""
+    found: set[str] = set()
+    for name in one.keys() | other.keys():
+        left, right = one.get(name), other.get(name)
+        if isinstance(left, dict) and isinstance(right, dict) and left.get("kind") == right.get("kind"):
+            found |= differences(left, right, f"{path}{name}.")
+        elif left != right:
+            found.add(f"{path}{name}")
+    return found
+
+
+DOUBLE, DUELING = "agent.double", "agent.network.dueling"
+NOISY, NOISE = "agent.network.noisy", "agent.network.noise"
+PRIORITIES, VALUES, EXPLORATION = "agent.replay.sampling", "agent.values", "agent.exploration"
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "changed"),
+    [
+        ("cartpole-double", "cartpole-dqn-fixed-target", set()),
+        ("cartpole-dueling", "cartpole-dqn-fixed-target", {DOUBLE, DUELING}),
+        ("cartpole-per", "cartpole-dqn-fixed-target", {DOUBLE, PRIORITIES}),
+        ("cartpole-c51", "cartpole-dqn-fixed-target", {DOUBLE, VALUES}),
+        ("cartpole-qrdqn", "cartpole-dqn-fixed-target", {DOUBLE, VALUES}),
+        ("cartpole-iqn", "cartpole-dqn-fixed-target", {DOUBLE, VALUES}),
+        ("cartpole-noisy", "cartpole-dqn-fixed-target", {DOUBLE, NOISY, NOISE, EXPLORATION}),
+        (
+            "cartpole-rainbow",
+            "cartpole-dqn-fixed-target",
+            {DUELING, PRIORITIES, VALUES, NOISY, NOISE, EXPLORATION},
+        ),
+        ("pong-double", "pong-dqn", {DUELING}),
+        ("pong-dueling", "pong-dqn", {DOUBLE}),
+        ("pong-per", "pong-dqn", {PRIORITIES}),
+        ("pong-c51", "pong-dqn", {VALUES}),
+        ("pong-qrdqn", "pong-dqn", {VALUES}),
+        ("pong-iqn", "pong-dqn", {VALUES}),
+        ("pong-rainbow", "pong-dqn", {PRIORITIES, VALUES, NOISY, EXPLORATION}),
+    ],
+)
+def test_variants_differ_from_their_recipe_in_what_they_are_named_for(
+    name: str, base: str, changed: set[str]
+) -> None:
+    one, other = (experiments.load(which).model_dump() for which in (name, base))
+    assert differences(one, other) - {"run.name"} == changed
 
 
 def test_pong_dqn_nature_has_the_zoos_values() -> None:
@@ -119,8 +183,8 @@ def test_a_path_is_taken_as_it_is(places: tuple[Path, Path, Path], tmp_path: Pat
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ("pong-dq", 'got "pong-dq"; did you mean pong-dqn or pong-dqn-sticky or pong-dqn-nature?'),
-        ("pong", 'got "pong"; did you mean pong-dqn?'),
+        ("pong-dq", 'got "pong-dq"; did you mean pong-dqn or pong-qrdqn or pong-iqn?'),
+        ("breakout", 'got "breakout"; did you mean breakout-dqn?'),
         ("xyzzy", 'got "xyzzy"; see `rlagents list experiments`'),
         (
             "there/taxi-qlearning.toml",

@@ -1,5 +1,6 @@
 """What only a CUDA device can show. Run with `pytest -m gpu`."""
 
+import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -7,7 +8,8 @@ from pydantic import TypeAdapter
 import rlagents
 from rlagents import agents, runs
 from rlagents.config import AgentConfig
-from rlagents.replay import Ring, Uniform
+from rlagents.replay import Proportional, Ring, Uniform
+from rlagents.schedules import Linear
 from rlagents.seeding import Streams
 from rlagents.types import Step
 from rlagents_envs.vector import Leaf
@@ -72,6 +74,43 @@ def test_recorded_learner_steps_do_what_plain_ones_do(precision):
         torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=2e-2)
     assert metrics["loss"].isfinite()
     assert recorded.optimizer.param_groups[0]["lr"].item() < 5e-4
+
+
+@pytest.mark.parametrize("kind", ["scalar", "categorical", "quantile", "iqn"])
+def test_every_kind_of_values_is_recorded_with_noise_and_priorities(kind):
+    table = {"precision": "float32", "network": {"noisy": True, "dueling": True, "hidden": [64]}}
+    table |= {"values": {"kind": kind}, "exploration": {"kind": "noisy"}, "reward_transform": "normalise"}
+    table |= {"double": False, "munchausen": {"share": 0.9}, "reset_head_every": 300}
+    table |= {"replay": {"capacity": 4000, "sampling": {"kind": "proportional"}}}
+    plain, recorded = dqn(cuda_graph=False, **table), dqn(**table)
+    for agent in (plain, recorded):
+        for step in steps(150):
+            agent.act(step.obs)
+            metrics = agent.learn()
+            agent.observe(step)
+        assert metrics["loss"].isfinite()
+    assert recorded._launch.recorded
+    one, other = (agent.replay.sampler.state_dict()["priority"] for agent in (plain, recorded))
+    assert torch.equal(one > 0, other > 0)
+    assert len(one[one > 0].unique()) > 50
+    for mine, theirs in zip(recorded.online.parameters(), plain.online.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-2, rtol=5e-2)
+
+
+def test_a_million_prioritised_draws_on_the_gpu_have_their_probabilities():
+    generator = torch.Generator("cuda").manual_seed(0)
+    chosen = Proportional(5000, generator, exponent=0.7, importance=Linear(0.4, 1.0, 10), floor=1e-2)
+    chosen.allow(np.arange(4000))
+    error = torch.rand(4000, generator=generator, device="cuda") * 3
+    chosen.update(torch.arange(4000, device="cuda"), error)
+    chosen.forbid(np.arange(100))
+    probability = ((error.double() + 1e-2) ** 0.7)[100:]
+    probability /= probability.sum()
+    drawn = sum(torch.bincount(chosen.draw(10_000)[0], minlength=5000) for _ in range(100))
+    assert drawn[:100].sum() == drawn[4000:].sum() == 0
+    expected = probability * 1_000_000
+    statistic = ((drawn[100:4000] - expected) ** 2 / expected).sum().item()
+    assert abs(statistic - 3899) < 5 * (2 * 3899) ** 0.5
 
 
 def test_recorded_learner_steps_see_rows_written_later():

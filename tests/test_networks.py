@@ -5,15 +5,20 @@ import torch
 from pydantic import TypeAdapter
 
 from rlagents.config import Network as Config
-from rlagents.networks import Network
+from rlagents.networks import Network, Noise
+from rlagents.networks.noisy import NoisyLinear
 from rlagents_envs.vector import Leaf
 
 BYTES = 1 / 255
 
 
-def network(layout, **table):
+def network(layout, *, width=2, cosines=0, **table):
     torch.manual_seed(0)
-    return Network(TypeAdapter(Config).validate_python(table), layout, 5, 2)
+    return Network(TypeAdapter(Config).validate_python(table), layout, 5, width, cosines)
+
+
+def noise(rows=1, seed=0):
+    return Noise(torch.Generator().manual_seed(seed), rows)
 
 
 LAYOUTS = {
@@ -45,6 +50,9 @@ LAYOUTS["all"] = (
         {"dueling": True, "layer_norm": True, "hidden": [16, 8]},
         {"body": "mlp"},
         {"subtract_mean": True},
+        {"body": "impala", "hidden": [16]},
+        {"body": "impala", "layer_norm": True, "subtract_mean": True, "hidden": [16]},
+        {"noisy": True, "dueling": True, "hidden": [16, 8]},
     ],
 )
 @pytest.mark.parametrize("narrow", [False, True])
@@ -53,7 +61,7 @@ def test_every_input_has_a_body_and_every_weight_a_gradient(name, options, narro
     net = network(layout, **options)
     if narrow:
         net.narrow_()
-    out = net(obs)
+    out = net(obs, noise=noise() if options.get("noisy") else None)
     assert out.shape == (3, 5, 2)
     assert out.dtype == torch.float32
     out.square().sum().backward()
@@ -127,6 +135,99 @@ def test_dueling_advantages_have_mean_zero():
 
 def test_a_body_that_cannot_see_such_an_image_is_refused():
     with pytest.raises(
-        ValueError, match="must be small_cnn for images under 36 pixels, got nature_cnn for 10x10"
+        ValueError, match="must be small_cnn or impala for images under 36 pixels, got nature_cnn for 10x10"
     ):
         network(LAYOUTS["small"][0], body="nature_cnn")
+
+
+def test_impala_has_the_sizes_of_the_paper_and_is_read_as_written_out():
+    layout, obs = LAYOUTS["atari"]
+    net = network(layout, body="impala", hidden=[256])
+    shapes = [tuple(p.shape) for p in net.parameters() if p.dim() > 1]
+    stages = [
+        shape
+        for out, before in ((16, 4), (32, 16), (32, 32))
+        for shape in [(out, before, 3, 3), *[(out, out, 3, 3)] * 4]
+    ]
+    assert shapes == [*stages, (256, 11 * 11 * 32), (10, 256)]
+    x, layers = obs.float() / 255, iter(net.bodies[0].convolutions)
+    for _ in range(3):
+        x = torch.nn.functional.max_pool2d(next(layers)(x), 3, 2, padding=1)
+        for _ in range(2):
+            inner = next(layers)(torch.relu(x))
+            x = x + next(layers)(torch.relu(inner))
+    x = torch.relu(net.dense[0](torch.relu(x).permute(0, 2, 3, 1).flatten(1)))
+    torch.testing.assert_close(net(obs), net.head(x).unflatten(1, (5, 2)), atol=1e-5, rtol=1e-4)
+
+
+def test_impala_sees_small_images_too():
+    layout, obs = LAYOUTS["small"]
+    assert network(layout, body="impala")(obs).shape == (3, 5, 2)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 3, 6)])
+def test_a_noisy_layer_is_a_dense_layer_with_the_weights_of_the_paper(shape):
+    torch.manual_seed(0)
+    layer, x = NoisyLinear(6, 5, 0.5), torch.randn(shape)
+    assert layer.noise_weight[0, 0].item() == pytest.approx(0.5 / 6**0.5)
+    with torch.no_grad():
+        layer.noise_weight.mul_(torch.randn(5, 6))
+        layer.noise_bias.mul_(torch.randn(5))
+    draw = noise(seed=3).generator
+    before, behind = torch.randn(6, generator=draw), torch.randn(5, generator=draw)
+    before, behind = (e.sign() * e.abs().sqrt() for e in (before, behind))
+    weight = layer.weight + layer.noise_weight * behind[:, None] * before
+    bias = layer.bias + layer.noise_bias * behind
+    torch.testing.assert_close(layer(x, noise(seed=3)), x @ weight.T + bias)
+    torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias)
+
+
+def test_noise_is_one_for_the_batch_or_one_for_each_row():
+    layout, obs = LAYOUTS["vector"]
+    net = network(layout, noisy=True)
+    same = obs[:1].expand(4, -1)
+    shared, own = net(same, noise=noise()), net(same, noise=noise(rows=4))
+    torch.testing.assert_close(shared, shared[:1].expand_as(shared))
+    assert (own[1:] - own[:-1]).abs().min() > 0
+    torch.testing.assert_close(net(same), net(same[:1]).expand(4, -1, -1))
+
+
+def test_noise_is_right_on_average():
+    net = network(LAYOUTS["vector"][0], noisy=True)
+    layer, x = net.head, torch.randn(1, 128)
+    many = layer(x.expand(20_000, -1), noise(rows=20_000))
+    spread = many.std(0) / 20_000**0.5
+    assert ((many.mean(0) - layer(x)[0]).abs() < 5 * spread).all()
+    assert many.std(0).min() > 0.01
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("name", ["vector", "atari", "all"])
+@pytest.mark.parametrize("hidden", [[16], [16, 8]])
+def test_a_network_is_asked_for_fractions(name, hidden, noisy):
+    layout, obs = LAYOUTS[name]
+    net = network(layout, width=1, cosines=8, hidden=hidden, dueling=True, noisy=noisy)
+    fractions = torch.rand(3, 4)
+    some = noise(rows=3) if noisy else None
+    out = net(obs, fractions, some)
+    assert out.shape == (3, 5, 4)
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    torch.testing.assert_close(net(obs, fractions[:1]), net(obs, fractions[:1].expand(3, -1)))
+    swapped = net(obs, fractions.flip(1))
+    torch.testing.assert_close(net(obs, fractions), swapped.flip(2))
+
+
+@pytest.mark.parametrize("hidden", [[16], [16, 8]])
+def test_fractions_come_in_as_written_out(hidden):
+    layout, obs = LAYOUTS["vector"]
+    net = network(layout, width=1, cosines=6, hidden=hidden)
+    fractions = torch.rand(3, 2)
+    out = net(obs, fractions)
+    for b in range(3):
+        for k in range(2):
+            waves = torch.tensor([torch.cos(torch.pi * i * fractions[b, k]) for i in range(6)])
+            x = torch.relu(net.dense[0](obs[b])) * torch.relu(net.cosines.dense(waves))
+            for layer in net.dense[1:]:
+                x = torch.relu(layer(x))
+            torch.testing.assert_close(out[b, :, k], net.head(x))

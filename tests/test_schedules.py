@@ -1,9 +1,10 @@
 """Schedules against plain loops."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlagents.schedules import Every, Linear
+from rlagents.schedules import Cosine, Every, Linear
 
 
 @given(period=st.integers(1, 50), start=st.integers(0, 60), jumps=st.lists(st.integers(0, 40), max_size=40))
@@ -20,3 +21,9 @@ def test_linear_reaches_its_end_and_stays():
     epsilon = Linear(1.0, 0.1, 90)
     assert [epsilon(0), epsilon(45), epsilon(90), epsilon(10**6)] == [1.0, 0.55, 0.1, 0.1]
     assert Linear(1.0, 0.0, 0)(0) == 0.0
+
+
+def test_cosine_falls_slowly_then_fast_then_slowly():
+    rate = Cosine(1.0, 0.2, 100)
+    assert [rate(at) for at in (0, 50, 100, 10**6)] == [1.0, pytest.approx(0.6), 0.2, 0.2]
+    assert rate(25) == pytest.approx(0.6 + 0.4 * 0.5**0.5)

@@ -28,6 +28,28 @@ CARTPOLE = {
         "network": {"hidden": [16]},
     },
 }
+RAINBOW = {
+    **CARTPOLE,
+    "agent": {
+        **CARTPOLE["agent"],
+        "values": {"kind": "categorical", "low": 0.0, "high": 100.0},
+        "network": {"hidden": [16], "dueling": True, "noisy": True},
+        "exploration": {"kind": "noisy"},
+        "replay": {"capacity": 800, "sampling": {"kind": "proportional"}},
+        "reward_transform": "normalise",
+        "reset_head_every": 700,
+    },
+}
+IQN = {
+    **CARTPOLE,
+    "agent": {
+        **CARTPOLE["agent"],
+        "values": {"kind": "iqn"},
+        "double": False,
+        "munchausen": {"share": 0.9},
+        "exploration": {"kind": "boltzmann"},
+    },
+}
 PONG = {
     "run": {"env_steps": 400, "evaluate_every": 0, "evaluate_episodes": 1, "checkpoint_every": 150},
     "env": {"kind": "atari", "game": "pong", "count": 4, "sticky": 0.25, "max_frames": 300},
@@ -111,7 +133,11 @@ def test_every_experiment_runs_for_a_minute(name, tmp_path):
     assert runs.load(tmp_path / "run").step > 0
 
 
-@pytest.mark.parametrize("table", [CARTPOLE, PONG, GRID, LAKE], ids=["cartpole", "pong", "grid", "lake"])
+@pytest.mark.parametrize(
+    "table",
+    [CARTPOLE, RAINBOW, IQN, PONG, GRID, LAKE],
+    ids=["cartpole", "rainbow", "iqn", "pong", "grid", "lake"],
+)
 def test_a_resumed_run_ends_as_one_never_interrupted(table, tmp_path):
     whole = train(table, tmp_path / "whole")
     code = f"""

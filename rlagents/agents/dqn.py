@@ -4,6 +4,9 @@
 
 where the chooser is the target network or, for double Q-learning, the online one; without a target network
 both are the online one. Departures from the paper: Adam instead of RMSProp, one coin per environment.
+
+Soft values (Munchausen, Vieillard et al. 2020) take the policy softmax(Q_target / temperature) in place of
+the maximum. What a value is, how the replay is sampled and how actions are explored are objects of their own.
 """
 
 import copy
@@ -14,14 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlagents.agents.exploration import epsilon_greedy, legal_values
+from rlagents.agents.exploration import make as make_explorer
 from rlagents.agents.graph import Captured
 from rlagents.agents.guard import Guard
-from rlagents.agents.values import Scalar, Values
+from rlagents.agents.rewards import ReturnScale
+from rlagents.agents.values import Values, midpoints, soften
+from rlagents.agents.values import make as make_values
 from rlagents.config import DQN as Config
 from rlagents.config import FixedTarget, NoTarget, SoftTarget
-from rlagents.networks import Network, computes_in_bfloat16, has_pixels
-from rlagents.replay import Ring, Uniform
-from rlagents.schedules import Every, Linear
+from rlagents.networks import Network, Noise, computes_in_bfloat16, has_pixels
+from rlagents.replay import Ring, make_sampler
+from rlagents.schedules import Cosine, Every, Linear
 from rlagents.seeding import Streams
 from rlagents.types import Batch, Metrics, Obs, State, Step
 from rlagents_envs.vector import Layout
@@ -48,12 +54,9 @@ class DQN:
     ) -> None:
         self.config, self.actions, self.device = config, actions, device
         self.env_steps = self.learner_steps = 0
-        scalar = config.values
-        self.values: Values = Scalar(scalar.huber_delta if scalar.loss == "huber" else None)
-        with torch.random.fork_rng(devices=[]):  # torch initialises from its global stream only
-            torch.manual_seed(streams.integer("network"))
-            self.online = Network(config.network, layout, actions, self.values.width)
-        self.online.to(device)
+        self.values: Values = make_values(config.values)
+        self._layout, self._streams = layout, streams
+        self.online = self._fresh_network(0).to(device)
         narrow = config.precision == "bfloat16" or (
             config.precision == "auto" and has_pixels(layout) and computes_in_bfloat16(device)
         )
@@ -71,15 +74,29 @@ class DQN:
             [p.detach().clone() for p in self._parameters] if averages else list(self.target.parameters())
         )
         on_gpu = device.type == "cuda"
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = (torch.optim.AdamW if config.weight_decay else torch.optim.Adam)(
             self._parameters,
             lr=torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate,
             eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
             fused=True,
             capturable=on_gpu,
         )
         self._explore = streams.torch("exploration", device)
-        self._sampling = streams.torch("replay", device)
+        self._random = {"exploration": self._explore, "replay": streams.torch("replay", device)}
+        self._asked = self.values.fractions
+        if self._asked:
+            self._random["fractions"] = streams.torch("fractions", device)
+        # One noise for a whole batch that is learned, as in the paper; one for each environment that acts.
+        self._noise: Noise | None = None
+        if config.network.noisy:
+            self._random["noise"] = streams.torch("noise", device)
+            self._noise = Noise(self._random["noise"])
+        self._spread = midpoints(self._asked.choice, device) if self._asked else None
+        normalised = config.reward_transform == "normalise"
+        self._returns = ReturnScale(environments, config.discount) if normalised else None
+        self._reward_factor = torch.ones((), device=device)
+        self._prioritised = config.replay.sampling.kind != "uniform"
         self._guard, self._guarded = Guard(config.batch_size, device), 0  # from which learner step on
         self._norm: list[Tensor] = []  # of the newest gradient, where it is limited
         self._captured = on_gpu and config.cuda_graph
@@ -91,23 +108,34 @@ class DQN:
             capacity=config.replay.capacity,
             n_step=config.n_step,
             discount=config.discount,
-            sampler=Uniform(config.replay.capacity, self._sampling),
+            sampler=make_sampler(config.replay, self._random["replay"], env_steps),
             device=device,
         )
-        self._exploration = Linear(config.exploration.start, config.exploration.end, config.exploration.steps)
-        self._rate = Linear(config.learning_rate, config.final_learning_rate, env_steps)
+        self._explorer = make_explorer(config.exploration)
+        schedule = Linear if config.learning_rate_schedule == "linear" else Cosine
+        self._rate = schedule(config.learning_rate, config.final_learning_rate, env_steps)
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
+
+    def _fresh_network(self, index: int) -> Network:
+        """Returns an untrained network, the same for the same index."""
+        with torch.random.fork_rng(devices=[]):  # torch initialises from its global stream only
+            torch.manual_seed(self._streams.integer("network", index))
+            cosines = self.values.fractions.cosines if self.values.fractions else 0
+            return Network(self.config.network, self._layout, self.actions, self.values.width, cosines)
 
     @property
     def epsilon(self) -> float:
         """Probability of a uniform action at present."""
-        return self._exploration(self.env_steps)
+        return self._explorer.epsilon(self.env_steps)
+
+    def q_values(self, obs: Obs) -> Tensor:
+        """Returns the values of every action for observations [N, *O], as [N, A] float32, without noise."""
+        return self._q_values(obs, None)
 
     @torch.no_grad()
-    def q_values(self, obs: Obs) -> Tensor:
-        """Returns the values of every action for observations [N, *O], as [N, A] float32."""
-        return self.values.mean(self.working(obs))
+    def _q_values(self, obs: Obs, noise: Noise | None) -> Tensor:
+        return self.values.mean(self.working(obs, self._spread, noise))
 
     def act(
         self,
@@ -119,13 +147,25 @@ class DQN:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Returns actions [N] for observations [N, *O], from one forward pass."""
-        epsilon = self.epsilon if epsilon is None else epsilon
-        return epsilon_greedy(self.q_values(obs), epsilon, generator or self._explore, mask)
+        generator = generator or self._explore
+        if epsilon is not None:
+            return epsilon_greedy(self.q_values(obs), epsilon, generator, mask)
+        noise = None
+        if self._noise:
+            noise = Noise(generator, len(obs if isinstance(obs, Tensor) else next(iter(obs.values()))))
+        return self._explorer.choose(self._q_values(obs, noise), self.env_steps, generator, mask)
 
     def observe(self, step: Step) -> None:
         """Stores one step."""
         self.env_steps += int((~step.final).sum())
-        self.replay.add(step, step.reward.sign() if self.config.reward_transform == "sign" else step.reward)
+        reward, transform = step.reward, self.config.reward_transform
+        if transform == "sign":
+            reward = reward.sign()
+        elif transform == "scale":
+            reward = reward * self.config.reward_scale
+        if self._returns:  # rewards are normalised as they are drawn, by what is known by then
+            self._returns.update(step)
+        self.replay.add(step, reward)
 
     def learn(self) -> Metrics:
         """Does the learner steps, and renews the target, that the env steps so far have made due."""
@@ -139,15 +179,24 @@ class DQN:
             self._share()
         if due:
             self._set_rate(self._rate(self.env_steps))
+            self.replay.sampler.anneal(self.env_steps)
+            if self._returns:
+                self._reward_factor.fill_(self._returns.factor)
             metrics = self._launch(due)
             self.learner_steps += due
         target = self.config.target
         if isinstance(target, FixedTarget) and Every(target.sync_every).due(before, self.env_steps):
             _copy(self._slow, self._parameters)
+        reset = self.config.reset_head_every
+        if reset and Every(reset).due(before, self.env_steps):
+            self._reset_head(self.env_steps // reset)
         return metrics
 
     def _launcher(self) -> Callable[[int], Metrics]:
-        return Captured(self._updates, [self._sampling]) if self._captured else self._updates
+        if not self._captured:
+            return self._updates
+        drawn = [generator for name, generator in self._random.items() if name != "exploration"]
+        return Captured(self._updates, drawn)
 
     def _set_rate(self, rate: float) -> None:
         group = self.optimizer.param_groups[0]
@@ -165,21 +214,55 @@ class DQN:
 
     def _update(self, batch: Batch) -> Metrics:
         rows = torch.arange(len(batch.action), device=self.device)
+        obs = self.working.prepare(batch.obs)
         with torch.no_grad():
-            next_obs = self.working.prepare(batch.next_obs)  # once for both networks
-            ahead = self.target.compute(next_obs)  # [B, A, Z]
-            chooser = self.working.compute(next_obs) if self.config.double else ahead
-            best = legal_values(self.values.mean(chooser), batch.mask).argmax(1)  # [B]
-            policy = F.one_hot(best, self.actions).to(ahead.dtype)  # [B, A]
-            goal = self.values.target(batch.reward, batch.discount, ahead, policy)
-        params = self.working(batch.obs)[rows, batch.action]  # [B, Z]
-        loss = self.values.loss(params, goal)  # [B]
+            goal = self._goal(batch, obs)
+        fractions = self._fractions(len(rows), self._asked.learned) if self._asked else None
+        params = self.working.compute(obs, fractions, self._noise)[rows, batch.action]  # [B, Z]
+        loss = self.values.loss(params, goal, fractions)  # [B]
         (batch.weight * loss).mean().backward()
         self._step()
-        self.replay.sampler.update(batch.row, loss.detach())
-        mean = loss.detach().mean()
+        loss, params = loss.detach(), params.detach()
+        if self._prioritised:
+            self.replay.sampler.update(batch.row, self.values.error(params, goal, loss))
+        mean = loss.mean()
         self._guard.watch(batch.row, mean, *self._norm)
-        return {"loss": mean, "q_mean": self.values.mean(params.detach()).mean()}
+        return {"loss": mean, "q_mean": self.values.mean(params).mean()}
+
+    def _goal(self, batch: Batch, obs: list[Tensor]) -> Tensor:
+        """Returns what to learn for a batch, whose `obs` are prepared already."""
+        next_obs = self.working.prepare(batch.next_obs)  # once for both networks
+        fractions = self._fractions(len(batch.action), self._asked.goals) if self._asked else None
+        ahead = chooser = self.target.compute(next_obs, fractions, self._noise)  # [B, A, Z]
+        if self.config.double or self._asked:
+            network = self.working if self.config.double else self.target
+            chooser = network.compute(next_obs, self._spread, self._noise)
+        values = legal_values(self.values.mean(chooser), batch.mask)  # [B, A]
+        reward = batch.reward * self._reward_factor if self._returns else batch.reward
+        if self.config.munchausen.share:
+            now = self.values.mean(self.target.compute(obs, self._spread, self._noise))
+            now = legal_values(now, batch.obs_mask)
+            bonus, policy = soften(self.config.munchausen, now, batch.action, values, batch.discount)
+            reward = reward + bonus
+        else:
+            policy = F.one_hot(values.argmax(1), self.actions).to(ahead.dtype)  # [B, A]
+        return self.values.target(reward, batch.discount, ahead, policy)
+
+    def _fractions(self, rows: int, count: int) -> Tensor:
+        """Draws fractions [rows, count]."""
+        return torch.rand(rows, count, generator=self._random["fractions"], device=self.device)
+
+    def _reset_head(self, index: int) -> None:
+        """Starts the last layers of all networks anew, with their optimiser (Nikishin et al. 2022)."""
+        fresh = list(self._fresh_network(index).parameters())
+        names = [name for name, _ in self.online.named_parameters()]
+        last = [at for at, name in enumerate(names) if name.startswith(("head.", "state_value."))]
+        every = (self._parameters, self._renewed, self._slow, list(self.target.parameters()))
+        for weights in filter(None, every):
+            _copy([weights[at] for at in last], [fresh[at] for at in last])
+        for at in last:
+            for moment in self.optimizer.state[self._parameters[at]].values():
+                moment.zero_()
 
     def _share(self) -> None:
         """Gives the working and the target network what the online one holds beside its weights."""
@@ -228,7 +311,9 @@ class DQN:
             "target": {} if self.target is self.working else dict(zip(names, self._slow, strict=True)),
             "optimizer": moments,
             "counters": {name: getattr(self, name) for name in _COUNTERS},
-            "random": {"exploration": self._explore.get_state(), "replay": self._sampling.get_state()},
+            "random": {name: generator.get_state() for name, generator in self._random.items()},
+            "priorities": self.replay.sampler.state_dict(),
+            "returns": self._returns.state_dict() if self._returns else {},
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -254,8 +339,12 @@ class DQN:
             setattr(self, name, state["counters"][name])
         self._guard, self._guarded = Guard(self.config.batch_size, self.device), self.learner_steps
         self._launch = self._launcher()  # a graph knows the tensors of before
-        self._explore.set_state(state["random"]["exploration"].cpu())
-        self._sampling.set_state(state["random"]["replay"].cpu())
+        for name, generator in self._random.items():
+            generator.set_state(state["random"][name].cpu())
+        if self._prioritised:
+            self.replay.sampler.load_state_dict(state["priorities"])
+        if self._returns:
+            self._returns.load_state_dict(state["returns"])
 
 
 _CENTRE = 512  # observations that the mean image is taken of

@@ -1,7 +1,15 @@
 """How actions are chosen from values."""
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+from rlagents.config import Boltzmann as BoltzmannConfig
+from rlagents.config import EpsilonGreedy as EpsilonGreedyConfig
+from rlagents.config import Exploration as Config
+from rlagents.schedules import Linear
 
 
 def legal_values(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -11,7 +19,7 @@ def legal_values(values: Tensor, mask: Tensor | None) -> Tensor:
 
 def epsilon_greedy(
     values: Tensor,
-    epsilon: float,
+    epsilon: float | Tensor,
     generator: torch.Generator,
     mask: Tensor | None = None,
     *,
@@ -24,22 +32,22 @@ def epsilon_greedy(
 
     Args:
         values: [N, A].
-        epsilon: probability of a uniform action.
+        epsilon: probability of a uniform action; a tensor [N] has one for each environment.
         generator: where coins and actions come from, on the device of `values`.
         mask: [N, A] legal actions; None: all.
         ties: choose uniformly among equally good actions, as a table's many equal entries need, rather than
             the first.
     """
     values = legal_values(values, mask)
-    if epsilon <= 0 and not ties:
+    if not isinstance(epsilon, Tensor) and epsilon <= 0 and not ties:
         return values.argmax(1)
     draw = torch.rand(2, *values.shape, generator=generator, device=values.device)  # [2, N, A]
-    explores = draw[1, :, :1] < epsilon  # [N, 1]
+    explores = draw[1, :, 0] < epsilon  # [N]
     if ties:
-        candidates = (values == values.amax(1, keepdim=True)) | (explores & ~values.isneginf())
+        candidates = (values == values.amax(1, keepdim=True)) | (explores[:, None] & ~values.isneginf())
         return torch.where(candidates, draw[0], -1).argmax(1)
     uniform = torch.where(values.isneginf(), -1, draw[0]).argmax(1)
-    return torch.where(explores[:, 0], uniform, values.argmax(1))
+    return torch.where(explores, uniform, values.argmax(1))
 
 
 def probabilities(values: Tensor, epsilon: float, mask: Tensor | None = None) -> Tensor:
@@ -48,3 +56,104 @@ def probabilities(values: Tensor, epsilon: float, mask: Tensor | None = None) ->
     best = (values == values.amax(1, keepdim=True)).to(values.dtype)
     legal = torch.ones_like(values) if mask is None else mask.to(values.dtype)
     return (1 - epsilon) * best / best.sum(1, keepdim=True) + epsilon * legal / legal.sum(1, keepdim=True)
+
+
+def boltzmann(
+    values: Tensor, temperature: float, generator: torch.Generator, mask: Tensor | None = None
+) -> Tensor:
+    """Returns actions [N] drawn with probability softmax(values / temperature) over the legal ones.
+
+    The largest of values / temperature + Gumbel noise has these probabilities; the noise is minus the
+    logarithm of an exponential draw.
+
+    Args:
+        values: [N, A].
+        temperature: in units of value.
+        generator: where the noise comes from, on the device of `values`.
+        mask: [N, A] legal actions; None: all.
+    """
+    noise = torch.empty_like(values).exponential_(generator=generator).log()
+    return (legal_values(values, mask) / temperature - noise).argmax(1)
+
+
+class Explorer(Protocol):
+    """One way to explore."""
+
+    def epsilon(self, env_steps: int) -> float:
+        """Returns the probability of a uniform action, of environment 0, for reports."""
+        ...
+
+    def choose(
+        self, values: Tensor, env_steps: int, generator: torch.Generator, mask: Tensor | None
+    ) -> Tensor:
+        """Returns actions [N] for values [N, A] after so many env steps."""
+        ...
+
+
+def make(config: Config) -> Explorer:
+    """Returns the way to explore that a table of the configuration describes."""
+    match config:
+        case EpsilonGreedyConfig():
+            return EpsilonGreedy(Linear(config.start, config.end, config.steps), config.ladder)
+        case BoltzmannConfig():
+            return Boltzmann(Linear(config.start, config.end, config.steps))
+        case _:
+            return Greedy()
+
+
+@dataclass(frozen=True)
+class EpsilonGreedy:
+    """Uniform actions with a probability that may differ between environments.
+
+    With a ladder, environment i of N has epsilon ** (1 + ladder * i / (N - 1)) (Horgan et al. 2018, section
+    4.1, where epsilon is 0.4 and the ladder 7).
+    """
+
+    schedule: Linear
+    ladder: float = 0.0
+
+    def epsilon(self, env_steps: int) -> float:
+        """Returns the largest epsilon: that of environment 0."""
+        return self.schedule(env_steps)
+
+    def choose(
+        self, values: Tensor, env_steps: int, generator: torch.Generator, mask: Tensor | None
+    ) -> Tensor:
+        """Returns actions [N]."""
+        epsilon: float | Tensor = self.schedule(env_steps)
+        if self.ladder:
+            rung = torch.linspace(0, 1, len(values), device=values.device)
+            epsilon = epsilon ** (1 + self.ladder * rung)
+        return epsilon_greedy(values, epsilon, generator, mask)
+
+
+@dataclass(frozen=True)
+class Boltzmann:
+    """Better actions more often, the more so the lower the temperature."""
+
+    schedule: Linear
+
+    def epsilon(self, env_steps: int) -> float:
+        """Returns 0: no action is uniform."""
+        return 0.0
+
+    def choose(
+        self, values: Tensor, env_steps: int, generator: torch.Generator, mask: Tensor | None
+    ) -> Tensor:
+        """Returns actions [N]."""
+        return boltzmann(values, self.schedule(env_steps), generator, mask)
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The best action; what explores is the noise in the values."""
+
+    def epsilon(self, env_steps: int) -> float:
+        """Returns 0: no action is uniform."""
+        return 0.0
+
+    def choose(
+        self, values: Tensor, env_steps: int, generator: torch.Generator, mask: Tensor | None
+    ) -> Tensor:
+        """Returns actions [N]."""
+        return legal_values(values, mask).argmax(1)

@@ -4,10 +4,29 @@ Frozen objects without parameters. Losses are per sample; weights and means are 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rlagents.config import (
+    CategoricalValues,
+    ImplicitQuantileValues,
+    Munchausen,
+    QuantileValues,
+    ScalarValues,
+)
+from rlagents.config import Values as Config
+
+
+class Fractions(NamedTuple):
+    """How many fractions of the return's distribution a network is asked for."""
+
+    learned: int  # drawn for each prediction (N)
+    goals: int  # drawn for each goal (N')
+    choice: int  # spread evenly, where actions are chosen (K)
+    cosines: int  # that the network reads of each
 
 
 class Values(Protocol):
@@ -15,7 +34,12 @@ class Values(Protocol):
 
     @property
     def width(self) -> int:
-        """Z."""
+        """The numbers per action that the network's head has."""
+        ...
+
+    @property
+    def fractions(self) -> Fractions | None:
+        """What the network is asked for; Z is then how many it is asked. None: nothing, Z = width."""
         ...
 
     def mean(self, params: Tensor) -> Tensor:
@@ -33,9 +57,27 @@ class Values(Protocol):
         """
         ...
 
-    def loss(self, params: Tensor, goal: Tensor) -> Tensor:
-        """Returns losses [B] of the params [B, Z] of the actions taken."""
+    def loss(self, params: Tensor, goal: Tensor, fractions: Tensor | None = None) -> Tensor:
+        """Returns losses [B] of the params [B, Z] of the actions taken, at fractions [B, Z] if asked for."""
         ...
+
+    def error(self, params: Tensor, goal: Tensor, loss: Tensor) -> Tensor:
+        """Returns how wrong each prediction is, [B] and not negative, for the replay's priorities."""
+        ...
+
+
+def make(config: Config) -> Values:
+    """Returns the meaning that a table of the configuration names."""
+    match config:
+        case ScalarValues():
+            return Scalar(config.huber_delta if config.loss == "huber" else None)
+        case CategoricalValues():
+            return Categorical(config.low, config.high, config.atoms)
+        case QuantileValues():
+            return Quantile(config.quantiles, config.huber_delta)
+        case ImplicitQuantileValues():
+            asked = Fractions(config.learned, config.goals, config.choice, config.cosines)
+            return Quantile(1, config.huber_delta, asked)
 
 
 @dataclass(frozen=True)
@@ -48,6 +90,7 @@ class Scalar:
 
     huber_delta: float | None = 1.0
     width: int = 1
+    fractions: Fractions | None = None
 
     def mean(self, params: Tensor) -> Tensor:
         """Returns the number itself."""
@@ -57,9 +100,129 @@ class Scalar:
         """Returns reward + discount * sum over a of policy(a) * Q(a), as [B]."""
         return reward + discount * (policy * ahead[..., 0]).sum(1)
 
-    def loss(self, params: Tensor, goal: Tensor) -> Tensor:
+    def loss(self, params: Tensor, goal: Tensor, fractions: Tensor | None = None) -> Tensor:
         """Returns Huber or squared losses [B]."""
         if self.huber_delta is None:
             return 0.5 * (params[:, 0] - goal).square()
         # torch's Huber loss has slope delta far out; ours has slope 1 for every delta.
         return F.huber_loss(params[:, 0], goal, reduction="none", delta=self.huber_delta) / self.huber_delta
+
+    def error(self, params: Tensor, goal: Tensor, loss: Tensor) -> Tensor:
+        """Returns the size of the temporal-difference error."""
+        return (params[:, 0] - goal).abs()
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Probabilities of `width` returns, spread evenly from `low` to `high`: C51 (Bellemare et al. 2017).
+
+    The params are logits. A policy that is not one action has the mixture of its actions' distributions.
+    """
+
+    low: float
+    high: float
+    width: int = 51
+    fractions: Fractions | None = None
+
+    def atoms(self, device: torch.device) -> Tensor:
+        """Returns the returns that have a probability, [Z] float32."""
+        return torch.linspace(self.low, self.high, self.width, device=device)
+
+    def mean(self, params: Tensor) -> Tensor:
+        """Returns sum over i of atom_i * softmax(params)_i."""
+        return params.softmax(-1) @ self.atoms(params.device)
+
+    def target(self, reward: Tensor, discount: Tensor, ahead: Tensor, policy: Tensor) -> Tensor:
+        """Returns the probabilities [B, Z] of the atoms for reward + discount * return of the successor.
+
+        Each moved atom is clipped to [low, high] and shared by its two neighbours in proportion to its
+        nearness (Algorithm 1). That share is 1 - distance / spacing, at least 0, of every atom: the same
+        sums without a scatter, whose order on a GPU is not fixed.
+        """
+        probability = (policy[..., None] * ahead.softmax(-1)).sum(1)  # [B, Z]
+        moved = reward[:, None] + discount[:, None] * self.atoms(reward.device)  # [B, Z]
+        spacing = (self.high - self.low) / (self.width - 1)
+        place = (moved.clamp(self.low, self.high) - self.low) / spacing  # [B, Z] in units of atoms
+        atom = torch.arange(self.width, device=reward.device)
+        share = (place[:, None] - atom[:, None]).abs_().neg_().add_(1).clamp_(min=0)  # [B, Z to, Z from]
+        return (share @ probability[..., None])[..., 0]
+
+    def loss(self, params: Tensor, goal: Tensor, fractions: Tensor | None = None) -> Tensor:
+        """Returns cross-entropies [B], whose gradient is that of the Kullback-Leibler divergence."""
+        return -(goal * params.log_softmax(-1)).sum(-1)
+
+    def error(self, params: Tensor, goal: Tensor, loss: Tensor) -> Tensor:
+        """Returns the divergence: the loss less the goal's entropy, which no prediction can take away."""
+        return (loss + torch.xlogy(goal, goal).sum(-1)).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """Quantiles of the return, as many as asked for.
+
+    Without `asked`, the head has `width` of them, at the fractions (i + 1/2) / width: QR-DQN (Dabney et al.
+    2018). With it, the network is asked for the quantiles at given fractions: IQN (Dabney et al. 2018b).
+    Several actions' quantiles are averaged fraction by fraction, as Vieillard et al. 2020 do.
+    """
+
+    width: int = 51
+    huber_delta: float = 1.0
+    fractions: Fractions | None = None
+
+    def mean(self, params: Tensor) -> Tensor:
+        """Returns the mean of the quantiles."""
+        return params.mean(-1)
+
+    def target(self, reward: Tensor, discount: Tensor, ahead: Tensor, policy: Tensor) -> Tensor:
+        """Returns reward + discount * quantiles of the successor, [B, Z]."""
+        return reward[:, None] + discount[:, None] * (policy[..., None] * ahead).sum(1)
+
+    def loss(self, params: Tensor, goal: Tensor, fractions: Tensor | None = None) -> Tensor:
+        """Returns quantile Huber losses [B] (Dabney et al. 2018, equation 10; 2018b, equation 3).
+
+        The sum over predictions i of the mean over goals j of |fraction_i - 1[u < 0]| * Huber(u) / delta with
+        u = goal_j - params_i.
+        """
+        if fractions is None:
+            fractions = midpoints(params.shape[1], params.device)
+        error = goal[:, None] - params[..., None]  # [B, Z, Z of the goal]
+        huber = F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=self.huber_delta)
+        share = fractions[..., None]
+        weight = torch.where(error < 0, 1 - share, share)
+        return (weight * huber).mean(2).sum(1) / self.huber_delta
+
+    def error(self, params: Tensor, goal: Tensor, loss: Tensor) -> Tensor:
+        """Returns the loss."""
+        return loss
+
+
+def midpoints(count: int, device: torch.device) -> Tensor:
+    """Returns the fractions (i + 1/2) / count, [1, count] float32."""
+    return (torch.arange(count, device=device, dtype=torch.float32)[None] + 0.5) / count
+
+
+def soften(
+    config: Munchausen, now: Tensor, action: Tensor, ahead: Tensor, discount: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns what soft values add to the reward, [B], and the policy of the bootstrap, [B, A].
+
+    With pi = softmax(Q / temperature), Munchausen's goal (Vieillard et al. 2020, equation 2) is
+
+        reward + share * max(temperature * log pi(action | obs), lowest)
+               + discount * sum over a of pi(a) * (Q(next_obs, a) - temperature * log pi(a)), pi(. | next_obs)
+
+    whose last term is the temperature times the policy's entropy: one number, so it counts as a reward for
+    every kind of values. Of an n-step return, only the first action's log-policy is added.
+
+    Args:
+        config: the temperature, share and lowest.
+        now: [B, A] values of the observations, -inf where illegal.
+        action: [B] taken there.
+        ahead: [B, A] values of the successors, -inf where illegal.
+        discount: [B] of the bootstrap.
+    """
+    log_policy = (now / config.temperature).log_softmax(1).gather(1, action[:, None])[:, 0]  # [B]
+    policy = (ahead / config.temperature).softmax(1)
+    entropy = -torch.xlogy(policy, policy).sum(1)
+    bonus = config.share * (config.temperature * log_policy).clamp(config.lowest, 0)
+    return bonus + discount * config.temperature * entropy, policy

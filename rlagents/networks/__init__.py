@@ -2,5 +2,6 @@
 
 from rlagents.networks.bodies import computes_in_bfloat16, has_pixels
 from rlagents.networks.network import Network
+from rlagents.networks.noisy import Noise
 
-__all__ = ["Network", "computes_in_bfloat16", "has_pixels"]
+__all__ = ["Network", "Noise", "computes_in_bfloat16", "has_pixels"]

@@ -56,37 +56,19 @@ class Flat(nn.Module):
         return x
 
 
-class Convolutions(nn.Module):
-    """Convolutions with ReLU between them, in channels-last memory.
+class Images(nn.Module):
+    """What every body of images has: a mean image, all zero at first, and how images are prepared.
 
     Args:
         leaf: an image, [channels, height, width].
-        layers: (channels, kernel, stride) of each convolution.
-        layer_norm: normalise each convolution's output over channels and pixels, before the ReLU.
-        subtract_mean: have a mean image, all zero at first, that is subtracted.
+        subtract_mean: have the mean image.
     """
 
-    def __init__(
-        self, leaf: Leaf, layers: tuple[tuple[int, int, int], ...], *, layer_norm: bool, subtract_mean: bool
-    ) -> None:
+    def __init__(self, leaf: Leaf, *, subtract_mean: bool) -> None:
         super().__init__()
         self.mean: Tensor | None
         self.register_buffer("mean", torch.zeros(leaf.shape) if subtract_mean else None)
-        channels, height, width = leaf.shape
         self._scale = leaf.scale
-        self.layers: list[nn.Conv2d] = []
-        norms: list[nn.LayerNorm] = []
-        for out, kernel, stride in layers:
-            kernel = min(kernel, height, width)
-            self.layers.append(nn.Conv2d(channels, out, kernel, stride))
-            channels = out
-            height, width = ((side - kernel) // stride + 1 for side in (height, width))
-            if layer_norm:
-                norms.append(nn.LayerNorm([height, width, channels]))
-        self.convolutions = nn.ModuleList(self.layers)
-        self.convolutions.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.norms = nn.ModuleList(norms)
-        self.features = channels * height * width
 
     def prepare(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns images [B, *O] in channels-last memory, unscaled: bytes are exact in bfloat16.
@@ -106,17 +88,101 @@ class Convolutions(nn.Module):
             mean = x.float().mean(0)
             self.mean.copy_(mean if x.is_floating_point() else mean.round())
 
+
+class Convolutions(Images):
+    """Convolutions with ReLU between them, in channels-last memory.
+
+    Args:
+        leaf: an image, [channels, height, width].
+        layers: (channels, kernel, stride) of each convolution.
+        layer_norm: normalise each convolution's output over channels and pixels, before the ReLU.
+        subtract_mean: have a mean image that is subtracted.
+    """
+
+    def __init__(
+        self, leaf: Leaf, layers: tuple[tuple[int, int, int], ...], *, layer_norm: bool, subtract_mean: bool
+    ) -> None:
+        super().__init__(leaf, subtract_mean=subtract_mean)
+        channels, height, width = leaf.shape
+        self.layers: list[nn.Conv2d] = []
+        norms: list[nn.LayerNorm] = []
+        for out, kernel, stride in layers:
+            kernel = min(kernel, height, width)
+            self.layers.append(nn.Conv2d(channels, out, kernel, stride))
+            channels = out
+            height, width = ((side - kernel) // stride + 1 for side in (height, width))
+            if layer_norm:
+                norms.append(nn.LayerNorm([height, width, channels]))
+        self.convolutions = nn.ModuleList(self.layers)
+        self.convolutions.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.norms = nn.ModuleList(norms)
+        self.features = channels * height * width
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns [B, features]; what is scaled is the first weights, which are fewer than the pixels."""
         for index, layer in enumerate(self.layers):
             weight = layer.weight if index else layer.weight * self._scale
             x = F.conv2d(x, weight, layer.bias, layer.stride)
-            if self.norms:  # over height, width and channels, as they lie in memory
-                x = self.norms[index](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            if self.norms:
+                x = _normalised(x, self.norms[index])
             x = F.relu(x, inplace=True)
         return x.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory: no copy
 
 
+class Residual(Images):
+    """The residual network of IMPALA (Espeholt et al. 2018, figure 3), in channels-last memory.
+
+    Three stages: a convolution, a maximum over 3x3 every second pixel, and two blocks that add to their input
+    what two convolutions make of it. Any size of image will do.
+
+    Args:
+        leaf: an image, [channels, height, width].
+        layer_norm: normalise what each ReLU gets over channels and pixels.
+        subtract_mean: have a mean image that is subtracted.
+    """
+
+    def __init__(self, leaf: Leaf, *, layer_norm: bool, subtract_mean: bool) -> None:
+        super().__init__(leaf, subtract_mean=subtract_mean)
+        channels, height, width = leaf.shape
+        self.layers: list[nn.Conv2d] = []  # of each stage, the one before its blocks and the blocks' four
+        norms: list[nn.LayerNorm] = []
+        for out in _STAGES:
+            self.layers.append(nn.Conv2d(channels, out, 3, padding=1))
+            self.layers += [nn.Conv2d(out, out, 3, padding=1) for _ in range(4)]
+            channels = out
+            height, width = (height + 1) // 2, (width + 1) // 2
+            if layer_norm:
+                norms += [nn.LayerNorm([height, width, channels]) for _ in range(4)]
+        if layer_norm:
+            norms.append(nn.LayerNorm([height, width, channels]))
+        self.convolutions = nn.ModuleList(self.layers)
+        self.convolutions.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.norms = nn.ModuleList(norms)
+        self.features = channels * height * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [B, features]; what is scaled is the first weights, which are fewer than the pixels."""
+        layers, norms = iter(self.layers), iter(self.norms)
+
+        def fired(x: Tensor) -> Tensor:
+            return F.relu(_normalised(x, next(norms)) if self.norms else x)
+
+        for stage in range(len(_STAGES)):
+            first = next(layers)
+            weight = first.weight if stage else first.weight * self._scale
+            x = F.max_pool2d(F.conv2d(x, weight, first.bias, padding=1), 3, 2, padding=1)
+            for _ in range(2):
+                inner = next(layers)(fired(x))
+                x = x + next(layers)(fired(inner))
+        return fired(x).permute(0, 2, 3, 1).flatten(1)  # as it lies in memory: no copy
+
+
+def _normalised(x: Tensor, norm: nn.Module) -> Tensor:
+    """Returns images normalised over height, width and channels, as they lie in memory."""
+    return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+_STAGES = (16, 32, 32)  # channels of the residual network
 LAYERS = {  # channels, kernel, stride
     "nature_cnn": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),  # Mnih et al. 2015, extended data table 1
     "arcade_cnn": ((16, 8, 4), (32, 4, 2)),  # Mnih et al. 2013, section 4.1: a third of the arithmetic
@@ -126,7 +192,7 @@ LAYERS = {  # channels, kernel, stride
 
 def make(
     body: str, leaf: Leaf, *, layer_norm: bool = False, subtract_mean: bool = False
-) -> OneHot | Flat | Convolutions:
+) -> OneHot | Flat | Convolutions | Residual:
     """Returns the body for one input; `auto` chooses by its kind and size."""
     if leaf.kind == "index":
         return OneHot(leaf)
@@ -134,9 +200,11 @@ def make(
         return Flat(leaf)
     if body == "auto":
         body = "small_cnn" if min(leaf.shape[1:]) < SMALL else "nature_cnn"
+    if body == "impala":
+        return Residual(leaf, layer_norm=layer_norm, subtract_mean=subtract_mean)
     if body != "small_cnn" and min(leaf.shape[1:]) < SMALL:
         raise ValueError(
-            f"agent.network.body must be small_cnn for images under {SMALL} pixels, got {body} for "
+            f"agent.network.body must be small_cnn or impala for images under {SMALL} pixels, got {body} for "
             f"{leaf.shape[1]}x{leaf.shape[2]}"
         )
     return Convolutions(leaf, LAYERS[body], layer_norm=layer_norm, subtract_mean=subtract_mean)

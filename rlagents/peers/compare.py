@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rlagents import machine, runs
-from rlagents.bench import LASTING
+from rlagents.bench import lasting
 from rlagents.errors import RunError
 from rlagents.peers import OURS, SB3, SB3_PACKAGE, sb3
 from rlagents.timing import Plan, Report, Row, progress
@@ -38,7 +38,7 @@ def compare(plan: Plan, *, precisions: Sequence[str], score: float | None = None
         UsageError: SB3 is not installed or cannot do what the experiment says.
         RunError: a process failed.
     """
-    experiment = plan.experiment(*(LASTING if score is None else ()))
+    experiment = lasting(plan) if score is None else plan.experiment()
     sb3.require(experiment)
     sides = {f"{OURS} {precision}": precision for precision in precisions} | {SB3: None}
     known = machine.describe(runs.choose_device(experiment.run.device))

@@ -17,7 +17,7 @@ import click
 
 import rlagents
 from rlagents import experiments, toml
-from rlagents.config import DQN, Experiment, FixedTarget
+from rlagents.config import DQN, EpsilonGreedy, Experiment, FixedTarget
 from rlagents.errors import UsageError
 from rlagents.peers import MISSING, SB3, SB3_PACKAGE, Store, installed
 from rlagents_envs.config import Atari, CartPole, Model
@@ -146,6 +146,7 @@ def build(experiment: Experiment, *, optimize_memory: bool = False) -> "stable_b
         UsageError: they cannot be had in it.
     """
     agent, target = require(experiment)
+    explore = cast("EpsilonGreedy", agent.exploration)  # nothing else passes
     import stable_baselines3
 
     run, count = experiment.run, experiment.env.count
@@ -168,9 +169,9 @@ def build(experiment: Experiment, *, optimize_memory: bool = False) -> "stable_b
         optimize_memory_usage=optimize_memory,
         replay_buffer_kwargs={"handle_timeout_termination": False} if optimize_memory else None,
         target_update_interval=target.sync_every,
-        exploration_initial_eps=agent.exploration.start,
-        exploration_final_eps=agent.exploration.end,
-        exploration_fraction=max(1, agent.exploration.steps) / run.env_steps,
+        exploration_initial_eps=explore.start,
+        exploration_final_eps=explore.end,
+        exploration_fraction=max(1, explore.steps) / run.env_steps,
         max_grad_norm=agent.gradient_clip or math.inf,
         policy_kwargs={
             **network,
@@ -315,7 +316,7 @@ def main(
     if os.environ.get("GOMP_SPINCOUNT") == rlagents.SPIN_COUNT:
         del os.environ["GOMP_SPINCOUNT"]  # before torch comes: threads wait as they do for SB3's users
     from rlagents import machine, runs
-    from rlagents.bench import LASTING
+    from rlagents.bench import lasting
     from rlagents.timing import Plan, Report
 
     try:
@@ -324,7 +325,7 @@ def main(
             loaded = plan.experiment()
             train(build(loaded, optimize_memory=optimize_memory), loaded)
             return
-        loaded = plan.experiment(*LASTING)
+        loaded = lasting(plan)
         endless = toml.load(loaded, [f"run.env_steps={_ENDLESS}"])
         model = build(endless, optimize_memory=optimize_memory)
     except UsageError as error:

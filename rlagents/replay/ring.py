@@ -192,6 +192,7 @@ class Ring:
             row=row,
             weight=weight,
             mask=None if self._mask is None else self._mask[successor],
+            obs_mask=None if self._mask is None else self._mask[row],
         )
 
     def _pair(self, name: str, row: Tensor, successor: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,9 +251,9 @@ class Ring:
 
     def reopen(self) -> None:
         """Makes sampleable what may be sampled, after the last `restore`."""
-        self.sampler.clear()
-        for time in range(max(0, self.time - self.rows + self.stack - 1), self.time - self.n_step):
-            self._allow(time)
+        times = range(max(0, self.time - self.rows + self.stack - 1), self.time - self.n_step)
+        rows = [self._sampleable(time) for time in times]
+        self.sampler.reopen(np.concatenate(rows) if rows else np.zeros(0, np.int64))
 
 
 def row_bytes(layout: Layout) -> int:

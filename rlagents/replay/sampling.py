@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlagents.types import State
+
 
 def writer(to: Tensor) -> Callable[[slice, Tensor], None]:
     """Returns what writes rows of a tensor: on the CPU numpy, which starts a small copy in less time."""
@@ -41,11 +43,23 @@ class Sampler(Protocol):
         ...
 
     def update(self, row: Tensor, error: Tensor) -> None:
-        """Takes note of the temporal-difference errors [B] of rows [B]."""
+        """Takes note of how wrong the predictions for rows [B] were: [B], not negative."""
         ...
 
-    def clear(self) -> None:
-        """Forbids every row."""
+    def anneal(self, env_steps: int) -> None:
+        """Sets what changes with the env steps; called before learner steps, never within."""
+        ...
+
+    def reopen(self, row: NDArray[np.int64]) -> None:
+        """Makes rows [M], oldest first, the only sampleable ones, after a checkpoint was read."""
+        ...
+
+    def state_dict(self) -> State:
+        """Returns what is known of rows beside their being sampleable."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """Keeps what `state_dict` returned for the next `reopen`."""
         ...
 
     def __len__(self) -> int:
@@ -66,7 +80,7 @@ class Uniform:
         self._bounds = torch.zeros(2, dtype=torch.int64, device=generator.device)  # start, length
         self._generator = generator
         self._ones = torch.ones(1, device=generator.device)
-        self.clear()
+        self._start = self._end = 0
 
     def allow(self, row: NDArray[np.int64]) -> None:
         """Makes rows sampleable."""
@@ -96,10 +110,20 @@ class Uniform:
     def update(self, row: Tensor, error: Tensor) -> None:
         """Does nothing: no row is preferred."""
 
-    def clear(self) -> None:
-        """Forbids every row."""
+    def anneal(self, env_steps: int) -> None:
+        """Does nothing: nothing changes."""
+
+    def reopen(self, row: NDArray[np.int64]) -> None:
+        """Makes rows the only sampleable ones."""
         self._start = self._end = 0
-        self._write_bounds()
+        self.allow(row)
+
+    def state_dict(self) -> State:
+        """Returns nothing: all rows are alike."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restores nothing."""
 
     def _write_bounds(self) -> None:
         if self._bounds.device.type != "cpu":

@@ -1,0 +1,68 @@
+"""Ways to explore: their probabilities, and that no illegal action comes."""
+
+import pytest
+import torch
+
+from rlagents.agents.exploration import Boltzmann, EpsilonGreedy, Greedy, boltzmann
+from rlagents.schedules import Linear
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_boltzmann_draws_with_the_probabilities_of_the_softmax():
+    values = torch.tensor([1.0, 0.5, -0.3, 0.9])
+    mask = torch.tensor([True, True, True, False])
+    for legal in (None, mask):
+        many = None if legal is None else legal.expand(100_000, 4)
+        actions = boltzmann(values.expand(100_000, 4), 0.4, generator(), many)
+        share = torch.bincount(actions, minlength=4) / 100_000
+        allowed = values if legal is None else values.masked_fill(~legal, -torch.inf)
+        assert share.tolist() == pytest.approx((allowed / 0.4).softmax(0).tolist(), abs=0.006)
+
+
+def test_the_temperature_falls():
+    values = torch.tensor([[0.0, 1.0]]).expand(20_000, 2)
+    way = Boltzmann(Linear(2.0, 0.1, 100))
+    shares = [way.choose(values, at, generator(), None).float().mean().item() for at in (0, 50, 100)]
+    expected = [1 / (1 + 2.718281828 ** (-1 / t)) for t in (2.0, 1.05, 0.1)]
+    assert shares == pytest.approx(expected, abs=0.015)
+
+
+def test_each_rung_of_the_ladder_has_its_own_epsilon():
+    way = EpsilonGreedy(Linear(0.4, 0.4, 0), ladder=7.0)
+    values = torch.tensor([[0.0, 1.0]]).expand(4, 2)
+    draw, explored = generator(), torch.zeros(4)
+    for _ in range(4000):
+        explored += way.choose(values, 0, draw, None) == 0
+    expected = [0.4 ** (1 + 7 * i / 3) / 2 for i in range(4)]
+    assert (explored / 4000).tolist() == pytest.approx(expected, abs=0.025)
+    assert way.epsilon(0) == 0.4
+    alone = way.choose(values[:1].expand(1, 2), 0, draw, None)
+    assert alone.shape == (1,)
+
+
+def test_without_a_ladder_all_are_alike():
+    plain, rungs = EpsilonGreedy(Linear(0.5, 0.5, 0)), EpsilonGreedy(Linear(0.5, 0.5, 0), ladder=1e-9)
+    values = torch.randn(500, 3, generator=generator(1))
+    one, other = (way.choose(values, 0, generator(), None) for way in (plain, rungs))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        EpsilonGreedy(Linear(1.0, 1.0, 0)),
+        EpsilonGreedy(Linear(0.9, 0.9, 0), ladder=2.0),
+        Boltzmann(Linear(100.0, 100.0, 0)),
+        Greedy(),
+    ],
+)
+def test_no_illegal_action_in_a_hundred_thousand(way):
+    draw = generator()
+    values, mask = torch.randn(100_000, 6, generator=draw), torch.rand(100_000, 6, generator=draw) < 0.4
+    mask[:, 2] |= ~mask.any(1)
+    actions = way.choose(values, 0, draw, mask)
+    assert mask[torch.arange(100_000), actions].all()
+    assert not mask[torch.arange(100_000), values.argmax(1)].all()  # what is best may be illegal
