@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -146,6 +147,7 @@ def _checkpoint(ctx: click.Context, parameter: click.Parameter, value: str) -> s
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.argument("settings", metavar="[env.KEY=VALUE]...", nargs=-1)
 @click.option("--episodes", type=click.IntRange(1), default=30, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Default: 1 000 000 above the run's.")
 @click.option("--epsilon", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="0: greedy.")
@@ -158,6 +160,7 @@ def _checkpoint(ctx: click.Context, parameter: click.Parameter, value: str) -> s
 )
 def evaluate(
     run: Path,
+    settings: tuple[str, ...],
     episodes: int,
     seed: int | None,
     epsilon: float,
@@ -165,17 +168,29 @@ def evaluate(
     render: Literal["none", "human", "video"],
     file: Path | None,
 ) -> None:
-    """Play whole episodes with the agent of RUN in fresh environments."""
+    """Play whole episodes with the agent of RUN in fresh environments, otherwise set up if you like."""
     from rlagents import evaluation
 
     _importable(None)
     result = evaluation.evaluate(
-        run, episodes=episodes, seed=seed, epsilon=epsilon, checkpoint=checkpoint, render=render, json=file
+        run,
+        episodes=episodes,
+        seed=seed,
+        epsilon=epsilon,
+        checkpoint=checkpoint,
+        render=render,
+        json=file,
+        settings=settings,
     )
     how = f"epsilon {result.epsilon:g}" if result.epsilon else "greedy"
     rows = {"run": f"{run}, {how}, seed {result.seed}", "score": str(result)}
     if result.sticky:
         rows["sticky"] = str(result.sticky)
+    if result.summary:
+        columns = {"agent": result.summary, **result.baselines}
+        rows["played by"] = "".join(f"{name:>12}" for name in columns)
+        for name in result.summary:
+            rows[f"  {name}"] = "".join(f"{values.get(name, nan):>12.4g}" for values in columns.values())
     if result.video:
         rows["video"] = str(result.video)
     if file:

@@ -17,6 +17,10 @@ TINY = '[run]\nenv_steps = 5\n[env]\nkind = "corridor"\n'
 def test_every_experiment_of_the_plan_is_there() -> None:
     assert NAMES == [
         "breakout-dqn",
+        "carla-dqn",
+        "carla-dqn-camera",
+        "carla-dqn-gym-carla",
+        "carla-dqn-traffic",
         "cartpole-dqn",
         "cartpole-dqn-fixed-target",
         "cartpole-q-learning",
