@@ -2,7 +2,7 @@
 EXPERIMENT ?= pong-dqn
 ARGS ?=
 PYTHON ?= python3
-EXTRAS := dev,wandb,peers
+EXTRAS := dev,wandb,peers,carla
 TORCH := $(shell grep '^torch==' constraints.txt)
 READY := .venv/.installed
 

@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -154,6 +155,7 @@ def _checkpoint(ctx: click.Context, parameter: click.Parameter, value: str) -> s
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.argument("settings", metavar="[env.KEY=VALUE]...", nargs=-1)
 @click.option("--episodes", type=click.IntRange(1), default=30, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Default: 1 000 000 above the run's.")
 @click.option("--epsilon", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="0: greedy.")
@@ -167,6 +169,7 @@ def _checkpoint(ctx: click.Context, parameter: click.Parameter, value: str) -> s
 @_trust
 def evaluate(
     run: Path,
+    settings: tuple[str, ...],
     episodes: int,
     seed: int | None,
     epsilon: float,
@@ -175,7 +178,7 @@ def evaluate(
     file: Path | None,
     trust: bool,
 ) -> None:
-    """Play whole episodes with the agent of RUN in fresh environments."""
+    """Play whole episodes with the agent of RUN in fresh environments, otherwise set up if you like."""
     from rlagents import evaluation, runs
 
     if runs.imports(runs.trusted(run, trust=trust)):
@@ -189,6 +192,7 @@ def evaluate(
         render=render,
         json=file,
         trust=trust,
+        settings=settings,
     )
     how = f"epsilon {result.epsilon:g}" if result.epsilon else "greedy"
     rows = {"run": f"{run}, {how}, seed {result.seed}", "score": str(result)}
@@ -196,6 +200,11 @@ def evaluate(
         rows["sticky"] = str(result.sticky)
     if result.exact:
         rows["exact"] = str(result.exact)
+    if result.summary:
+        columns = {"agent": result.summary, **result.baselines}
+        rows["played by"] = "".join(f"{name:>12}" for name in columns)
+        for name in result.summary:
+            rows[f"  {name}"] = "".join(f"{values.get(name, nan):>12.4g}" for values in columns.values())
     if result.video:
         rows["video"] = str(result.video)
     if file:

@@ -6,28 +6,28 @@ games. Nothing here touches the random streams of a training that goes on.
 
 import hashlib
 import json as json_format
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rlagents import runs
+from rlagents import runs, toml
 from rlagents.config import Experiment
 from rlagents.errors import RunError, UsageError
 from rlagents.machine import describe, line, versions
 from rlagents.tables import Distance, distance
-from rlagents.types import Agent, each
+from rlagents.types import Agent, Metrics, Obs, State, Step, each
 from rlagents.video import Frame, Painter, Stop, Video, Window
 from rlagents_envs.config import Atari, EnvConfig
 from rlagents_envs.vector import Environments
 
-_ENVIRONMENTS = 32  # at most, stepped together
 _STICKY = 0.25  # the sticky actions of Machado et al. 2018
 
 
@@ -43,6 +43,9 @@ class Evaluation:
     sticky: "Evaluation | None" = None  # the same agent under sticky actions, where it was also asked for
     video: Path | None = None
     exact: Distance | None = None  # of an agent's table from Q*, where both are known
+    summary: Mapping[str, float] = field(default_factory=dict[str, float])  # of what the environment reports
+    # The same of scripted drivers that the environment brings along, by name, on the same episodes.
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
 
     @property
     def mean(self) -> float:
@@ -92,6 +95,7 @@ class Evaluation:
             "evaluate/return_high": high,
             "evaluate/length_mean": self.length,
             "evaluate/distinct": float(self.distinct),
+            **{f"evaluate/{name}": value for name, value in self.summary.items()},
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,6 +114,8 @@ class Evaluation:
             "returns": list(self.returns),
             "lengths": list(self.lengths),
             "sticky": self.sticky and self.sticky.as_dict(),
+            "summary": dict(self.summary),
+            "baselines": {name: dict(values) for name, values in self.baselines.items()},
             "video": self.video and str(self.video),
             "exact": self.exact and asdict(self.exact),
         }
@@ -159,6 +165,7 @@ def play(
     total = np.zeros(count)  # [N] its return so far
     first, final = np.ones(count, np.bool_), np.zeros(count, np.bool_)
     played: list[tuple[int, int, int, float]] = []  # environment, first step, end, return
+    reports: list[Mapping[str, float]] = []  # what environments say about these
     # Grown by doubling: small arrays kept from every step would lie between large ones that are freed, and
     # each leave a hole in which no observation fits.
     actions, rewards = np.zeros((1024, count), np.int64), np.zeros((1024, count), np.float32)
@@ -190,17 +197,20 @@ def play(
             act = action.cpu().numpy()  # [N]
             show(int(act[0]))
             envs.send(act)
-            obs, reward, _, _, ended, mask = envs.recv()
+            outcome = envs.recv()
+            obs, reward, ended, mask = outcome.obs, outcome.reward, outcome.ended, outcome.mask
+            over = ended if outcome.lost is None else ended & ~outcome.lost  # a lost episode is played again
             if time == len(actions):
                 actions, rewards = (np.concatenate((log, np.zeros_like(log))) for log in (actions, rewards))
             actions[time], rewards[time] = act, reward
             time += 1
             total += reward
-            if ended[0]:
+            if over[0]:
                 show(None)
                 shown += 1
-            for i in np.flatnonzero(ended & (left > 0)):
+            for i in np.flatnonzero(over & (left > 0)):
                 played.append((int(i), int(start[i]), time, float(total[i])))
+                reports += filter(None, [(outcome.episode_metrics or {}).get(int(i))])
                 left[i] -= 1
             # The step after an end only resets: it belongs to no episode.
             start[ended] = time + 1
@@ -219,7 +229,50 @@ def play(
         seed=seed,
         epsilon=epsilon,
         distinct=len(games),
+        summary=getattr(envs, "summarise", _means)(reports) if reports else {},
     )
+
+
+def _means(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([report[name] for report in reports])) for name in reports[0]}
+
+
+class Scripted:
+    """A driver that an environment brings along, in an agent's place.
+
+    Args:
+        envs: environments with `scripted(name)`, which returns its actions [N] at present.
+        name: one of their `drivers`.
+    """
+
+    device = torch.device("cpu")
+    env_steps = 0
+
+    def __init__(self, envs: Environments, name: str) -> None:
+        self._choose: Callable[[str], NDArray[np.int64]] = getattr(envs, "scripted")  # noqa: B009 - optional
+        self._actions, self._name = envs.actions, name
+
+    def act(self, obs: Obs, **_: Any) -> Tensor:
+        """Returns its actions [N]."""
+        return torch.as_tensor(self._choose(self._name))
+
+    def q_values(self, obs: Obs) -> Tensor:
+        """Returns zeros: it has no values."""
+        return torch.zeros(1, self._actions)
+
+    def observe(self, step: Step) -> None:
+        """Does nothing."""
+
+    def learn(self) -> Metrics:
+        """Does nothing."""
+        return {}
+
+    def state_dict(self) -> State:
+        """Returns nothing: there is no state."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Does nothing."""
 
 
 def evaluate(
@@ -234,6 +287,7 @@ def evaluate(
     json: str | Path | None = None,
     out: str | Path | None = None,
     trust: bool = False,
+    settings: Sequence[str] = (),
 ) -> Evaluation:
     """Returns how a saved agent does in fresh environments.
 
@@ -251,6 +305,7 @@ def evaluate(
         json: file for everything that is known about the evaluation.
         out: folder for the video; None: `videos/` in the run directory.
         trust: import what a run that was not made here names.
+        settings: of the environment, in place of those it was trained with, such as `env.sticky=0.25`.
 
     Raises:
         UsageError: an argument or the run's environment is impossible here.
@@ -263,7 +318,7 @@ def evaluate(
     if seed is not None and not 0 <= seed < 2**31:
         raise UsageError(f"seed must be at least 0 and below 2**31, got {seed}")
     loaded = runs.load(run, checkpoint=checkpoint, device=device, trust=trust)
-    agent, experiment = loaded.agent, loaded.config
+    agent, experiment = loaded.agent, _changed(loaded.config, settings)
     seed = evaluation_seed(experiment) if seed is None else seed
     if render == "human":
         result = _shown(agent, experiment, episodes, seed, epsilon)
@@ -271,7 +326,15 @@ def evaluate(
         video = (
             Path(out or loaded.path / "videos") / f"evaluate-{loaded.step}.mp4" if render == "video" else None
         )
-        result = recorded(agent, experiment, episodes=episodes, seed=seed, epsilon=epsilon, video=video)
+        result = recorded(
+            agent,
+            experiment,
+            episodes=episodes,
+            seed=seed,
+            epsilon=epsilon,
+            video=video,
+            baselines=True,
+        )
         if isinstance(experiment.env, Atari) and experiment.env.sticky == 0:
             env = experiment.env.model_copy(update={"sticky": _STICKY})
             harder = experiment.model_copy(update={"env": env})
@@ -290,6 +353,27 @@ def evaluate(
     return result
 
 
+def _changed(experiment: Experiment, settings: Sequence[str]) -> Experiment:
+    """Returns an experiment with other settings of its environment, which looks the same to its agent."""
+    if not settings:
+        return experiment
+    if wrong := [setting for setting in settings if not setting.startswith("env.")]:
+        raise UsageError(
+            f"settings of an evaluation must be of the environment (env.…), got {', '.join(wrong)}"
+        )
+    changed = toml.load(experiment, settings)
+    with ExitStack() as stack:
+        before, after = (
+            stack.enter_context(closing(runs.environments(one.env, count=1))) for one in (experiment, changed)
+        )
+        if (before.layout, before.actions) != (after.layout, after.actions):
+            raise UsageError(
+                "settings of an evaluation must leave observations and actions as the agent knows them, "
+                f"got {', '.join(settings)}"
+            )
+    return changed
+
+
 def evaluation_seed(experiment: Experiment) -> int:
     """Returns the seed of an experiment's evaluations: none that its training uses, the same each time."""
     return (1_000_000 + experiment.run.seed) % 2**31
@@ -303,28 +387,34 @@ def recorded(
     seed: int,
     epsilon: float = 0.0,
     video: Path | None = None,
+    baselines: bool = False,
 ) -> Evaluation:
     """Returns how the agent does in fresh environments; writes the first episode of the first one to `video`.
+
+    With `baselines`, the scripted drivers that the environments bring along play the same episodes.
 
     Raises:
         UsageError: the environments cannot be made.
         RunError: the video cannot be written.
     """
-    count = min(episodes, _ENVIRONMENTS)
+    env = experiment.env.for_evaluation()
     with ExitStack() as stack:
-        envs = runs.environments(experiment.env, count=count, pictures=video is not None)
+        envs = runs.environments(env, count=min(episodes, env.parallel), pictures=video is not None)
         stack.enter_context(closing(envs))
         watch = video and stack.enter_context(
             Video(video, _painter(experiment, envs), frames_per_second(experiment.env))
         )
         result = play(agent, envs, episodes=episodes, seed=seed, epsilon=epsilon, watch=watch)
-    return replace(result, video=video)
+        names: tuple[str, ...] = getattr(envs, "drivers", ()) if baselines else ()
+        others = {n: play(Scripted(envs, n), envs, episodes=episodes, seed=seed).summary for n in names}
+    return replace(result, video=video, baselines=others)
 
 
 def _shown(agent: Agent, experiment: Experiment, episodes: int, seed: int, epsilon: float) -> Evaluation:
     """Plays one episode after the other in a window."""
     with ExitStack() as stack:
-        envs = stack.enter_context(closing(runs.environments(experiment.env, count=1, pictures=True)))
+        env = experiment.env.for_evaluation()
+        envs = stack.enter_context(closing(runs.environments(env, count=1, pictures=True)))
         watch = stack.enter_context(Window(_painter(experiment, envs), frames_per_second(experiment.env)))
         return play(agent, envs, episodes=episodes, seed=seed, epsilon=epsilon, watch=watch, watched=episodes)
 

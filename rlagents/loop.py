@@ -88,7 +88,8 @@ def interact(
     Args:
         envs: N environments.
         agent: acts, learns and observes.
-        trail: where the environments are; a trail with actions is followed first, without the agent.
+        trail: where the environments are; a trail with actions is followed first, without the agent, unless
+            the environments cannot be replayed: then their episodes end where they were.
         reset_every: env steps between full resets.
 
     Raises:
@@ -96,6 +97,8 @@ def interact(
     """
     # Where learning takes every core, environments that step meanwhile hold it up for longer than they save.
     spare = agent.device.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1)
+    if trail.length and not envs.replayable:
+        trail.restart()
     while True:
         obs, mask = _upload(*envs.reset(trail.seed), agent.device)
         first = torch.ones(envs.count, dtype=torch.bool)
@@ -118,8 +121,13 @@ def interact(
             arrived = None if spare else envs.recv()
             metrics = agent.learn()
             outcome = arrived or envs.recv()
-            trail.record(host, outcome, int((~final).sum()))
             ended, truncated = torch.as_tensor(outcome.ended), torch.as_tensor(outcome.truncated)
+            lost = None
+            if outcome.lost is not None and outcome.lost.any():
+                # Nothing is known of what the action brought: the last thing that was seen ends the episode.
+                lost = torch.as_tensor(outcome.lost) & ~final
+                final, truncated = final | lost, truncated & ~lost
+            trail.record(host, outcome, int((~final).sum()))
             if trail.env_steps >= reset_every:
                 truncated = truncated | (~final & ~ended)
             next_obs, next_mask = _upload(outcome.obs, outcome.mask, agent.device)
@@ -134,6 +142,7 @@ def interact(
                 final=final,
                 mask=mask,
                 next_mask=next_mask,
+                lost=lost,
             )
             agent.observe(step)
             first, final = final, ended

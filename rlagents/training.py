@@ -52,7 +52,9 @@ class Tracker:
         self._return += step.reward.numpy()
         self._length += ~final
         self.env_steps += int(np.count_nonzero(~final))
-        for lane in np.flatnonzero(final):
+        # Where a simulator died there was no end; two rows are final then, the second of them first, too.
+        over = final & ~first if step.lost is None else final & ~first & ~step.lost.numpy()
+        for lane in np.flatnonzero(over):
             self.episodes += 1
             self._recent.append((float(self._return[lane]), int(self._length[lane])))
 

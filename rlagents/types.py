@@ -38,6 +38,7 @@ class Step(NamedTuple):
     final: Tensor  # [N] bool: obs closed one; the action was ignored, this is not a transition
     mask: Tensor | None = None  # [N, A] bool: legal actions in obs; None: all
     next_mask: Tensor | None = None  # [N, A] bool: legal actions in next_obs; None: all
+    lost: Tensor | None = None  # [N] bool: `final` only because what followed got lost; None: nowhere
 
 
 class Batch(NamedTuple):

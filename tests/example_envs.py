@@ -260,6 +260,36 @@ class Priceless(Counter):
         return (obs, reward if self.steps < 3 else float("nan"), *rest)
 
 
+class Surveyed(Counter):
+    """Reports where it got to, brings two drivers along, and loses its simulator in step 2 of episode 2."""
+
+    metadata: ClassVar = {"render_modes": [], "drivers": ("down", "up")}
+    episode = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        self.episode = 1 if seed is not None else self.episode + 1
+        return super().reset(seed=seed)
+
+    def scripted(self, driver: str) -> int:
+        return {"down": -1, "up": 1}[driver]
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, Any]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.episode == 2 and self.steps == 2:
+            return obs, 0.0, False, True, {"lost": True}
+        if terminated:
+            info = {
+                "episode_metrics": {"steps": self.steps, "episode": self.episode, "sign": np.sign(reward)}
+            }
+        return obs, reward, terminated, truncated, info
+
+
+class OddMetrics(Counter):
+    def step(self, action: Any) -> Any:
+        *rest, _ = super().step(action)
+        return (*rest, {"episode_metrics": {"name": "high"}})
+
+
 def not_an_env(env: gymnasium.Env[Any, Any]) -> int:
     """What a wrapper should not return."""
     return 3

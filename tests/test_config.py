@@ -20,7 +20,7 @@ PONG: dict[str, Any] = {
     "agent": {"kind": "dqn", "n_step": 3, "target": {"kind": "fixed", "sync_every": 10}},
 }
 KINDS, TARGETS, LOSS = (
-    "gridworld, corridor, cartpole, atari, gymnasium",
+    "gridworld, corridor, cartpole, atari, gymnasium, carla",
     "none, fixed, soft",
     "agent.values.loss",
 )

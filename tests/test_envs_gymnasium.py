@@ -322,3 +322,30 @@ def test_infos_of_any_shape_are_no_trouble() -> None:
     game = play(own("Counter"), 20)
     assert isinstance(game, Game)
     assert all(outcome.mask is None for outcome in game.outcomes)
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_metrics_losses_and_drivers_reach_the_vector(backend: str) -> None:
+    envs = make(kind="gymnasium", id="example_envs:Surveyed", count=2, backend=backend)
+    assert envs.drivers == ("down", "up")  # type: ignore[attr-defined]
+    envs.reset(1)
+    outcomes = []
+    for _ in range(14):
+        actions = envs.scripted("up")  # type: ignore[attr-defined]
+        assert actions.tolist() == [2, 2]  # counted from 0
+        envs.send(actions)
+        outcomes.append(envs.recv())
+    told = {t: outcome.episode_metrics for t, outcome in enumerate(outcomes) if outcome.episode_metrics}
+    one, three = ({"steps": 5.0, "episode": e, "sign": 1.0} for e in (1.0, 3.0))
+    assert told == {4: {0: one, 1: one}, 13: {0: three, 1: three}}  # 5 steps, reset, 2, reset, 5
+    lost = {t: outcome.lost.tolist() for t, outcome in enumerate(outcomes) if outcome.lost is not None}
+    assert lost == {7: [True, True]}
+    assert outcomes[7].ended.all()
+    envs.close()
+
+
+def test_metrics_must_be_numbers() -> None:
+    with pytest.raises(
+        ValueError, match=r"step: TypeError: info.'episode_metrics'. must be a dictionary of numbers"
+    ):
+        make(kind="gymnasium", id="example_envs:OddMetrics", count=1)

@@ -1,6 +1,7 @@
 import copy
 import json
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,17 @@ import torch
 import rlagents_envs
 from rlagents import runs, toml
 from rlagents.checkpoint import Checkpoints
+from rlagents.config import Experiment
 from rlagents.errors import RunError, UsageError
-from rlagents.evaluation import Evaluation, evaluate, evaluation_seed, frames_per_second, play, recorded
+from rlagents.evaluation import (
+    Evaluation,
+    Scripted,
+    evaluate,
+    evaluation_seed,
+    frames_per_second,
+    play,
+    recorded,
+)
 from rlagents.types import Obs
 from rlagents.video import Frame, Painter, Stop, Video, Window
 from rlagents_envs import Leaf, Outcome
@@ -432,3 +442,35 @@ def test_training_records_an_agent_in_fresh_environments(tmp_path: Path):
     assert about["fps"] == 50
     assert frames.shape[1:] == (400, 600 + 380, 3)
     assert len(frames) - 50 in filmed.lengths
+
+
+def test_what_environments_report_is_tabulated_beside_their_drivers_and_lost_episodes_are_played_again(
+    tmp_path: Path,
+):
+    table = {"kind": "gymnasium", "id": "example_envs:Surveyed", "count": 2}
+    config = Experiment.model_validate({"run": {"name": "surveyed", "env_steps": 10}, "env": table})
+    with closing(runs.environments(config.env)) as envs:
+        agent = runs.agent(config, envs, torch.device("cpu"))
+    result = recorded(agent, config, episodes=4, seed=0, baselines=True)
+    assert result.lengths == (5, 5, 5, 5)
+    assert result.summary["steps"] == 5
+    assert result.summary["episode"] == 1  # one environment for each of four episodes
+    assert result.baselines["up"]["sign"] == 1
+    assert result.baselines["down"]["sign"] == -1
+    assert result.metrics()["evaluate/steps"] == 5
+    assert json.loads(json.dumps(result.as_dict()))["baselines"]["up"]["sign"] == 1
+    with closing(runs.environments(config.env, count=1)) as envs:
+        alone = play(Scripted(envs, "up"), envs, episodes=3, seed=0)
+    assert alone.lengths == (5, 5, 5)
+    assert alone.summary["episode"] == pytest.approx((1 + 3 + 4) / 3)
+    assert play(Always(1), Countdown((2,)), episodes=1, seed=0).summary == {}
+
+
+def test_an_evaluation_may_change_the_environment_but_not_what_the_agent_sees(tmp_path: Path):
+    run = saved(CARTPOLE, tmp_path / "run")
+    short = evaluate(run, episodes=8, settings=["env.time_limit=7"])
+    assert max(short.lengths) == 7
+    with pytest.raises(UsageError, match="must leave observations and actions as the agent knows them"):
+        evaluate(run, episodes=8, settings=["env.bins=[2, 2, 2, 2]"])
+    with pytest.raises(UsageError, match=r"must be of the environment .*, got agent\.double=true"):
+        evaluate(run, episodes=8, settings=["agent.double=true"])

@@ -19,6 +19,10 @@ def test_every_experiment_of_the_plan_is_there() -> None:
     assert NAMES == [
         "blackjack-q-learning",
         "breakout-dqn",
+        "carla-dqn",
+        "carla-dqn-camera",
+        "carla-dqn-gym-carla",
+        "carla-dqn-traffic",
         "cartpole-c51",
         "cartpole-double",
         "cartpole-dqn",

@@ -9,6 +9,7 @@ import torch
 from playing import make
 from rlagents.loop import Trail, interact
 from rlagents.seeding import Streams
+from rlagents.training import Tracker
 from rlagents.types import Step
 
 CPU = torch.device("cpu")
@@ -145,6 +146,63 @@ def test_a_trail_that_leads_elsewhere_is_noticed():
     loop = interact(envs, Recorder(2, []), trail, reset_every=10**9)
     with pytest.raises(RuntimeError, match="must return to where they were"):
         next(loop)
+
+
+class Mortal(Taped):
+    """Environments of which one, at one tick, is lost with its simulator."""
+
+    replayable = False
+
+    def __init__(self, envs, tape, lane, tick):
+        super().__init__(envs, tape)
+        self.lane, self.left = lane, tick
+
+    def recv(self):
+        outcome = super().recv()
+        self.left -= 1
+        if self.left:
+            return outcome
+        lost = np.arange(self.count) == self.lane
+        return outcome._replace(
+            reward=np.where(lost, 0, outcome.reward).astype(np.float32),
+            terminated=outcome.terminated & ~lost,
+            truncated=outcome.truncated | lost,
+            ended=outcome.ended | lost,
+            lost=lost,
+        )
+
+
+def test_a_lost_step_is_no_transition_and_counts_nowhere():
+    envs = Mortal(make(kind="gridworld", count=3, time_limit=50), [], lane=1, tick=3)
+    agent, tracker = Recorder(envs.actions, []), Tracker(3)
+    loop = interact(envs, agent, Trail(Streams(1), 3, envs.actions), reset_every=10**9)
+    for _ in range(5):
+        tracker.update(next(loop)[0])
+    lanes = [tuple(bool(flags[1]) for flags in (s.first, s.final, s.truncated)) for s in agent.steps]
+    assert lanes == [
+        (True, False, False),
+        (False, False, False),
+        (False, True, False),  # this action's outcome is not known
+        (True, True, False),  # what the environment made up, before its reset
+        (True, False, False),
+    ]
+    assert agent.steps[2].lost.tolist() == [False, True, False]
+    assert agent.env_steps == tracker.env_steps
+    assert tracker.env_steps == 15 - 2 - sum(int(step.final[[0, 2]].sum()) for step in agent.steps)
+    assert tracker.episodes == sum(int(step.final[[0, 2]].sum()) for step in agent.steps)
+
+
+def test_what_cannot_be_replayed_goes_on_with_new_episodes_from_a_new_seed():
+    tape = []
+    envs = Mortal(make(kind="corridor", count=2), tape, lane=0, tick=10**9)
+    trail = Trail(Streams(1), 2, 2)
+    next(interact(envs, Recorder(2, tape), trail, reset_every=10**9))
+    trail.checksum += 1  # of no use here
+    twin = Recorder(2, tape)
+    step, _ = next(interact(envs, twin, trail, reset_every=10**9))
+    assert trail.resets == 1
+    assert trail.length == 1
+    assert step.first.all()
 
 
 def test_a_trail_grows_and_keeps_one_byte_for_each_action():

@@ -256,6 +256,56 @@ def test_windows_bring_the_same_ring_back(length):
         )
 
 
+def rows_of(first, final, ended):
+    """Steps of one environment: row t shows t + 1 and pays 10 ** t."""
+    no = torch.zeros(1, dtype=torch.bool)
+    for t in range(len(first)):
+        yield Step(
+            obs=torch.full((1, 1, 1, 2), t + 1.0),
+            action=torch.tensor([t]),
+            reward=torch.tensor([0.0 if final[t] else 10.0**t]),
+            terminated=no,
+            truncated=torch.tensor([bool(ended[t])]),
+            next_obs=torch.zeros(()),
+            first=torch.tensor([bool(first[t])]),
+            final=torch.tensor([bool(final[t])]),
+        )
+
+
+@pytest.mark.parametrize("saved", [None, 2, 3, 4])
+@pytest.mark.parametrize("known", [True, False])
+def test_where_a_successor_got_lost_the_row_before_is_truncated_and_nothing_is_invented(known, saved):
+    """Row 2 acted and nobody knows what came of it; the row after it says so, or only a new episode does."""
+    first = [1, 0, 0, 1, 1, 0, 0, 0] if known else [1, 0, 0, 1, 0, 0, 0, 0]
+    final = [0, 0, 1, 1, 0, 0, 0, 0] if known else [0] * 8
+    replay = ring(layout_of(1), environments=1, rows=12, n_step=2)
+    for t, step in enumerate(rows_of(first, final, [0] * 8)):
+        replay.add(step, step.reward)
+        if t + 1 == saved:  # a segment is written before the loss is known, and never again
+            segment = replay.window(0, saved)
+    if saved:
+        copy = ring(layout_of(1), environments=1, rows=12, n_step=2)
+        copy.restore(0, segment)
+        copy.restore(saved, replay.window(saved, 8))
+        copy.reopen()
+        replay = copy
+    row = sampleable(replay)
+    assert row.tolist() == ([0, 1, 4, 5] if known else [0, 1, 3, 4, 5])
+    batch = replay.gather(row[:2], torch.ones(2))
+    assert batch.reward.tolist() == pytest.approx([1 + 10 * DISCOUNT, 10])
+    assert batch.discount.tolist() == pytest.approx([DISCOUNT**2, DISCOUNT])
+    assert batch.next_obs[:, 0, 0, 0].tolist() == [3, 3]
+
+
+def test_a_loss_in_the_first_step_of_an_episode_leaves_the_episode_before_as_it_is():
+    first, final, ended = [1, 0, 0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0]
+    replay = ring(layout_of(1), environments=1, rows=12, n_step=1)
+    for step in rows_of(first, final, ended):
+        replay.add(step, step.reward)
+    assert sampleable(replay).tolist() == [0, 1, 5, 6]
+    assert replay.window(0, 8)["ended"].tolist() == [False, True] + [False] * 6
+
+
 def test_a_ring_too_small_for_a_stack_is_refused():
     with pytest.raises(ValueError, match="capacity must hold 6 timesteps of each environment, got 8 for 2"):
         ring(layout_of(3), environments=2, rows=4, n_step=2)

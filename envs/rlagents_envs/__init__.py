@@ -6,11 +6,15 @@ torch nor rlagents, and a simulator's own package only when an environment of th
 
 from typing import get_args
 
-from rlagents_envs.config import Atari, CartPole, Corridor, EnvConfig, Gridworld, Gymnasium
+import gymnasium
+
+from rlagents_envs.config import Atari, Carla, CartPole, Corridor, EnvConfig, Gridworld, Gymnasium
 from rlagents_envs.model import Model, ModelEnvironments
 from rlagents_envs.vector import Environments, Layout, Leaf, Outcome
 
 __all__ = ["EnvConfig", "Environments", "Layout", "Leaf", "Model", "Outcome", "describe", "make", "model_of"]
+
+gymnasium.register("rlagents_envs/Carla-v0", "rlagents_envs.carla.env:CarlaEnv")
 
 
 def make(config: EnvConfig, *, count: int | None = None, pictures: bool = False) -> Environments:
@@ -54,6 +58,10 @@ def make(config: EnvConfig, *, count: int | None = None, pictures: bool = False)
             from rlagents_envs.gymnasium import GymnasiumEnvironments
 
             return GymnasiumEnvironments(config, pictures=pictures)
+        case Carla():
+            from rlagents_envs.carla.vector import CarlaEnvironments
+
+            return CarlaEnvironments(config, pictures=pictures)
 
 
 def model_of(config: EnvConfig) -> Model:

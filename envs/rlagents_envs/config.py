@@ -3,9 +3,9 @@
 An environment kind is a model here and a factory in `rlagents_envs.make`; nothing else knows the list.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Model(BaseModel):
@@ -21,6 +21,15 @@ class Vectorised(Model):
     """What every kind has: how many environments step together."""
 
     count: int = Field(default=8, ge=1, le=65_536, description="environments stepped together (N)")
+
+    def for_evaluation(self) -> Self:
+        """Returns the table that an agent trained with this one is evaluated with."""
+        return self
+
+    @property
+    def parallel(self) -> int:
+        """How many environments an evaluation steps together at most."""
+        return 32
 
 
 class Gridworld(Vectorised):
@@ -104,4 +113,120 @@ class Gymnasium(Vectorised):
     masks: bool = Field(default=True, description='heed info["action_mask"], the legal actions')
 
 
-EnvConfig = Annotated[Gridworld | Corridor | CartPole | Atari | Gymnasium, Field(discriminator="kind")]
+class Carla(Vectorised):
+    """Driving with the carla client: on our stand-in server, or a real CARLA server.
+
+    N environments drive on N servers. Units: metres, seconds, km/h.
+    """
+
+    kind: Literal["carla"] = "carla"
+    count: int = Field(default=2, ge=1, le=256, description="environments, each with a server of its own (N)")
+    server: str = Field(
+        default="",
+        description="host:port of running servers, one per environment, separated by commas; "
+        "empty: stand-in servers are started",
+    )
+    launch: str = Field(default="", description="path of CarlaUE4.sh, to start real servers with")
+    launch_options: tuple[str, ...] = Field(default=(), strict=False, description="more flags for `launch`")
+    port: int = Field(
+        default=0,
+        ge=0,
+        le=60_000,
+        description="of the first server started, the next ones 10 apart; 0: free ones, or 2000 with launch",
+    )
+    towns: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="in turn for the environments: family-seed, an .xodr file, or a map of the server; "
+        "empty: grid-1, or what the server has loaded",
+    )
+    evaluation_towns: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="in place of `towns` where the agent is evaluated; empty: the same",
+    )
+    observations: tuple[Literal["bev", "state", "camera", "lidar"], ...] = Field(
+        default=("bev", "state"), strict=False, description="what one observation is made of"
+    )
+    frame_stack: int = Field(default=1, ge=1, le=16, description="newest observations joined in one (K)")
+    size: int = Field(default=84, ge=36, le=512, description="pixels along a side of bev, camera and lidar")
+    metres: float = Field(
+        default=0.5, gt=0, le=5, description="of ground along the side of a pixel of bev and lidar"
+    )
+    camera: Literal["semantic", "depth", "rgb"] = Field(
+        default="semantic", description="what the camera sees"
+    )
+    actions: Literal["27", "21", "9"] = Field(
+        default="27",
+        description="table of throttle, steer and brake: 27 fine, 21 as DI-drive, 9 as gym-carla",
+    )
+    reward: Literal["shaped", "simple", "gym-carla"] = Field(default="shaped", description="what is paid for")
+    physics_rate: int = Field(default=20, ge=10, le=100, description="physics ticks per second")
+    ticks: int = Field(default=2, ge=1, le=20, description="physics ticks per env step")
+    speed: float = Field(
+        default=30.0, gt=0, le=130, description="km/h to drive at, where the limit allows it"
+    )
+    route_metres: float = Field(default=300.0, ge=30, description="least length of a route")
+    route_turns: int = Field(
+        default=2, ge=0, le=20, description="least number of turns at junctions on a route"
+    )
+    time_limit: float = Field(
+        default=0.0, ge=0, description="seconds after which an episode is truncated; 0: the route at 10 km/h"
+    )
+    blocked_after: float = Field(
+        default=30.0, gt=0, description="seconds of standing, red lights aside, that end it"
+    )
+    off_route: float = Field(
+        default=3.5, gt=0, description="metres beside the route's lane centre that end it"
+    )
+    vehicles: int = Field(
+        default=0, ge=0, le=200, description="other cars, driven by CARLA's Traffic Manager"
+    )
+    walkers: int = Field(default=0, ge=0, le=100, description="walkers that cross the route, per episode")
+    weather: str = Field(default="ClearNoon", pattern="^[A-Z][A-Za-z]+$", description="a preset of CARLA")
+    timeout: float = Field(
+        default=10.0, gt=0, description="seconds without an answer after which a server is lost"
+    )
+    patience: float = Field(
+        default=120.0, ge=0, description="seconds to wait for a lost server that is not ours"
+    )
+    restart_episodes: int = Field(
+        default=0, ge=0, description="episodes between restarts of our servers; 0: never"
+    )
+    restart_megabytes: int = Field(
+        default=0, ge=0, description="memory of a server of ours above which it is restarted; 0: never"
+    )
+    any_version: bool = Field(default=False, description="try a server of another version than the client's")
+    backend: Literal["sync", "async"] = Field(
+        default="async",
+        description="sync: stepped in turn in this process; async: each in a process of its own",
+    )
+
+    def for_evaluation(self) -> Self:
+        """Returns the same in the towns that evaluation is to see."""
+        return self.model_copy(update={"towns": self.evaluation_towns}) if self.evaluation_towns else self
+
+    @property
+    def parallel(self) -> int:
+        """Every environment costs a server: evaluation takes no more of them than training."""
+        return self.count
+
+    @model_validator(mode="after")
+    def _servers(self) -> Self:
+        if self.server and self.launch:
+            raise ValueError("server and launch cannot both be given: connect to one, or start one")
+        if self.server and len(self.server.split(",")) < self.count:
+            raise ValueError(
+                f"server must name one server per environment, {self.count} in all, got {self.server!r}; "
+                "set env.count=1, or separate more addresses by commas"
+            )
+        if not self.observations or len(set(self.observations)) < len(self.observations):
+            raise ValueError(
+                f"observations must be one or more, all different, got {list(self.observations)}"
+            )
+        return self
+
+
+EnvConfig = Annotated[
+    Gridworld | Corridor | CartPole | Atari | Gymnasium | Carla, Field(discriminator="kind")
+]

@@ -27,17 +27,21 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import Autoreset
 from numpy.typing import NDArray
 
-from rlagents_envs.config import Gymnasium
+from rlagents_envs.config import Carla, Gymnasium
 from rlagents_envs.model import Model, ModelEnvironments
 from rlagents_envs.spaces import Observer
 from rlagents_envs.vector import Bools, Layout, Obs, Outcome, Pending, first_seed
 
 AnyEnv = gymnasium.Env[Any, Any]
+_METRICS = "episode_metrics"  # in `info` at the end of an episode: numbers about it, by name
 PATIENCE = 10.0  # seconds that closing waits for a step under way before it ends the processes
 
 
 class GymnasiumEnvironments:
     """N environments of one id.
+
+    Attributes:
+        drivers: names of the scripted drivers that the environments bring along.
 
     `info["action_mask"]` becomes the mask; where an environment gave none, or one without a legal action,
     everything is legal. A Discrete action space that does not start at 0 is shifted.
@@ -46,27 +50,40 @@ class GymnasiumEnvironments:
     replayable = True
 
     def __init__(self, config: Gymnasium, *, pictures: bool = False) -> None:
-        self.count = config.count
-        self._id = config.id
-        self._pictures = pictures
-        self._masks = config.masks
         maker = Maker(config.id, config.kwargs, config.wrappers)
         with _quiet():
-            actions, observations = _check(maker, pictures)
-        self.actions = int(actions.n)
-        self._start = int(actions.start)
-        try:
-            self._observer = Observer(observations, config.frame_stack, config.bins)
-        except ValueError as error:
-            raise ValueError(f"{config.id}: {error}") from error
-        self.layout: Layout = self._observer.layout
-        self._pending = Pending(config.count, self.actions)
-        self._ended = np.zeros(config.count, np.bool_)
-        self._sent: NDArray[np.int64] | None = None  # the newest actions, as the environments know them
+            actions, observations, drivers = _check(maker, pictures)
         makers = [
             Maker(config.id, config.kwargs, config.wrappers, pictures and not index, index)
             for index in range(config.count)
         ]
+        self._open(config, makers, actions, observations, drivers)
+
+    def _open(
+        self,
+        config: Gymnasium | Carla,
+        makers: "list[Maker]",
+        actions: spaces.Discrete,
+        observations: gymnasium.Space[Any],
+        drivers: tuple[str, ...],
+    ) -> None:
+        """Builds the vector of what each maker makes; only the first may have pictures."""
+        self.count = len(makers)
+        self._id = makers[0].id
+        self._pictures = makers[0].pictures
+        self._masks = not isinstance(config, Gymnasium) or config.masks
+        self.actions = int(actions.n)
+        self._start = int(actions.start)
+        try:
+            bins = config.bins if isinstance(config, Gymnasium) else ()
+            self._observer = Observer(observations, config.frame_stack, bins)
+        except ValueError as error:
+            raise ValueError(f"{self._id}: {error}") from error
+        self.layout: Layout = self._observer.layout
+        self.drivers = drivers
+        self._pending = Pending(self.count, self.actions)
+        self._ended = np.zeros(self.count, np.bool_)
+        self._sent: NDArray[np.int64] | None = None  # the newest actions, as the environments know them
         self._vector: SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]
         with _quiet():
             if config.backend == "sync":
@@ -84,7 +101,7 @@ class GymnasiumEnvironments:
                 )
             except (EOFError, OSError) as error:  # a worker's traceback is on the screen already
                 raise ValueError(
-                    f"env.id must be found by a new process too, got {config.id!r}; "
+                    f"env.id must be found by a new process too, got {self._id!r}; "
                     "write it as module:id, with the module in a folder of its own"
                 ) from error
 
@@ -122,6 +139,8 @@ class GymnasiumEnvironments:
             truncated & ~terminated,
             self._ended.copy(),
             self._mask(info),
+            np.asarray(info["lost"], np.bool_) if "lost" in info else None,
+            self._metrics(info),
         )
 
     def picture(self) -> NDArray[np.uint8]:
@@ -132,6 +151,13 @@ class GymnasiumEnvironments:
         if picture.ndim != 3 or picture.shape[2] != 3:
             raise RuntimeError(f"{self._id} must render [height, width, 3], got {picture.shape}")
         return picture.astype(np.uint8)
+
+    def scripted(self, driver: str) -> NDArray[np.int64]:
+        """Returns the actions [N] that a driver which the environments bring along would take now.
+
+        An environment has drivers if it names them in `metadata["drivers"]` and has `scripted(name)`.
+        """
+        return np.array(self._ask(lambda: self._vector.call("scripted", driver)), np.int64) - self._start
 
     def close(self) -> None:
         """Ends the environments and their processes; one that does not answer is ended by force."""
@@ -190,6 +216,16 @@ class GymnasiumEnvironments:
                 action = "" if self._sent is None else f", action {self._sent[index]}"
                 found.append(f"environment {index}, exit code {process.exitcode}{action}")
         return "; ".join(found) or "it closed its pipe"
+
+    def _metrics(self, info: dict[str, Any]) -> dict[int, dict[str, float]] | None:
+        """Returns what environments reported about episodes that ended in this step."""
+        if _METRICS not in info:
+            return None
+        reports = cast("dict[str, Any]", info[_METRICS])
+        return {
+            int(i): {name: float(reports[name][i]) for name in reports if f"_{name}" in reports}
+            for i in np.flatnonzero(info[f"_{_METRICS}"])
+        }
 
     def _mask(self, info: dict[str, Any]) -> Bools | None:
         if not self._masks or "action_mask" not in info:
@@ -328,8 +364,8 @@ class Maker:
 class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
     """The outermost wrapper: names who failed, and lets through only what the vector needs.
 
-    Infos are dropped but for the mask: Gymnasium would join them into arrays, step by step, and fails where
-    they differ in shape.
+    Infos are dropped but for the mask, `lost` and the metrics of an episode: Gymnasium would join them into
+    arrays, step by step, and fails where they differ in shape.
     """
 
     def __init__(self, env: AnyEnv, name: str, pictures: bool, index: int) -> None:
@@ -347,7 +383,7 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
                 raise TypeError(f"it must return (observation, info), got {_kind(answer)}")
             obs, info = cast("tuple[Any, Any]", answer)
             self._require_fit(obs, "reset")
-            return obs, self._mask(info)
+            return obs, self._checked(info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Steps; BrokenEnvironmentError if that does not return Gymnasium's five things."""
@@ -366,7 +402,13 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
             for flag in (terminated, truncated):
                 if np.ndim(flag) != 0 or np.asarray(flag).dtype.kind not in "biu":
                     raise TypeError(f"it must return terminated and truncated as bool, got {flag!r}")
-            return obs, float(reward), bool(terminated), bool(truncated), self._mask(info)
+            return obs, float(reward), bool(terminated), bool(truncated), self._checked(info)
+
+    def scripted(self, driver: str) -> int:
+        """Returns the action that a driver of the environment would take now."""
+        with self._named("scripted", f"driver {driver}"):
+            env: Any = self.env.unwrapped
+            return int(env.scripted(driver))
 
     def picture(self) -> Any:
         """Renders, if this is the environment that pictures are wanted of."""
@@ -381,16 +423,24 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
                 f"it must return observations of its observation_space, got one from {source} {wrong}"
             )
 
-    def _mask(self, info: Any) -> dict[str, Any]:
+    def _checked(self, info: Any) -> dict[str, Any]:
         if not isinstance(info, dict):
             raise TypeError(f"it must return info as a dictionary, got {_kind(info)}")
-        mask: Any = cast("dict[str, Any]", info).get("action_mask")
-        if mask is None:
-            return {}
+        given = cast("dict[str, Any]", info)
+        kept: dict[str, Any] = {"lost": True} if given.get("lost") else {}
+        if (metrics := given.get(_METRICS)) is not None:
+            try:
+                kept[_METRICS] = {str(name): float(value) for name, value in metrics.items()}
+            except (AttributeError, TypeError, ValueError) as error:
+                raise TypeError(
+                    f"info[{_METRICS!r}] must be a dictionary of numbers, got {metrics!r}"
+                ) from error
+        if (mask := given.get("action_mask")) is None:
+            return kept
         mask, actions = np.asarray(mask), self.env.action_space
         if isinstance(actions, spaces.Discrete) and mask.shape != (actions.n,):
             raise ValueError(f"info['action_mask'] must have {actions.n} entries, got shape {mask.shape}")
-        return {"action_mask": mask.astype(np.bool_)}
+        return {**kept, "action_mask": mask.astype(np.bool_)}
 
     @contextlib.contextmanager
     def _named(self, what: str, given: str) -> Generator[None]:
@@ -404,8 +454,12 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise broken from error
 
 
-def _check(maker: Maker, pictures: bool) -> tuple[spaces.Discrete, gymnasium.Space[Any]]:
-    """Returns the spaces of one environment, after a reset and a step of it; ValueError if it misbehaves."""
+def _check(maker: Maker, pictures: bool) -> tuple[spaces.Discrete, gymnasium.Space[Any], tuple[str, ...]]:
+    """Returns spaces and scripted drivers of one environment, after a reset and a step of it.
+
+    Raises:
+        ValueError: it misbehaves.
+    """
     env = maker()
     try:
         actions, observations = env.action_space, env.observation_space
@@ -438,7 +492,7 @@ def _check(maker: Maker, pictures: bool) -> tuple[spaces.Discrete, gymnasium.Spa
                     f"{maker.id} must return observations of its observation_space, "
                     f"got one from {what} {wrong}"
                 )
-        return actions, observations
+        return actions, observations, tuple(env.metadata.get("drivers") or ())
     finally:
         env.close()
 

@@ -6,6 +6,7 @@ observation of an episode comes back as itself; the step after it ignores the ac
 reset observation.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -46,6 +47,10 @@ class Outcome(NamedTuple):
     truncated: Bools  # [N] cut off: the return goes on, unseen
     ended: Bools  # [N] the environment resets on the next step
     mask: Bools | None  # [N, A] legal actions in `obs`; None where nobody gave one
+    # [N] a simulator died: there was no step, `obs` is made up, and the environment resets on the next step.
+    lost: Bools | None = None
+    # What an environment reports about the episode that ended in this step, by name, for those that do.
+    episode_metrics: Mapping[int, Mapping[str, float]] | None = None
 
 
 class Environments(Protocol):

@@ -120,10 +120,12 @@ class Ring:
         row = slice(slot * self.environments, (slot + 1) * self.environments)
         for name, obs in _named(step.obs).items():
             self._write_frames[name](row, _newest(obs, self._leaves[name]))
-        record, final = self._newest, step.final.numpy()
+        record, first, final = self._newest, step.first.numpy(), step.final.numpy()
+        closed = self._final[slot - 1]  # at first none was open
+        torn = ~closed & np.where(first, True, final & ~record["ended"])
         age = record["age"]
         age += age < 255
-        age[step.first.numpy()] = 0
+        age[first] = 0
         record["reward"] = reward.numpy()
         record["action"] = step.action.numpy()
         record["terminated"] = step.terminated.numpy()
@@ -137,7 +139,27 @@ class Ring:
             self._mask[row] = True if step.mask is None else step.mask
         self._final[slot] = final
         self.time += 1
+        if torn.any():
+            self._mend(self.time - 3)
         self._allow(self.time - 1 - self.n_step)
+
+    def _mend(self, start: int) -> None:
+        """Closes what was left open from time `start` on: where a successor got lost, nothing is invented.
+
+        The last row of an episode is final, known or not when it was written, and the row before it is
+        truncated unless it ended by itself. No row that could be sampled before changes what it gives:
+        such a row has its n successors, and the last of these is the first that may become final.
+        """
+        times = np.arange(max(0, start, self.time - self.rows), self.time)
+        slots, here = times % self.rows, self._slots(times[0], self.time)[1]
+        final = self._final[slots]  # [times, N]
+        shape = final.shape
+        first = self._columns["age"][here].cpu().numpy().reshape(shape) == 0
+        ended = self._columns["ended"][here].cpu().numpy().reshape(shape).copy()
+        final[:-1] |= first[1:]
+        ended[:-1] |= final[1:] & ~first[1:] & ~final[:-1]
+        self._final[slots] = final
+        self._columns["ended"][here] = torch.as_tensor(ended.reshape(-1), device=self.device)
 
     def _sampleable(self, time: int) -> NDArray[np.int64]:
         slot = time % self.rows
@@ -240,7 +262,8 @@ class Ring:
         if self._mask is not None:
             self._mask[here] = parts["mask"].to(self.device) if "mask" in parts else True
         self._final[slots] = parts["final"].numpy()
-        self._newest["age"] = parts["age"].numpy()[-self.environments :]
+        for name in ("age", "ended"):
+            self._newest[name] = parts[name].numpy()[-self.environments :]
         self.time = stop
 
     def _slots(self, start: int, stop: int) -> tuple[NDArray[np.int64], Tensor]:
@@ -251,6 +274,8 @@ class Ring:
 
     def reopen(self) -> None:
         """Makes sampleable what may be sampled, after the last `restore`."""
+        if self.time:
+            self._mend(0)  # a row may have been saved before its successor got lost
         times = range(max(0, self.time - self.rows + self.stack - 1), self.time - self.n_step)
         rows = [self._sampleable(time) for time in times]
         self.sampler.reopen(np.concatenate(rows) if rows else np.zeros(0, np.int64))

@@ -1,0 +1,150 @@
+"""The bird's-eye view: what lies and moves around the car, as planes of pixels, its own heading up.
+
+The one idea: it is drawn by the client, from the town's OpenDRIVE and the snapshot of the tick, so it is the
+same against every server, and no camera has to be rendered for it. Everything is array arithmetic: a crop of
+the ground, and points of boxes and lines turned into the car's frame.
+"""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from rlagents_envs.carla.roads import Roads
+
+PLANES = ("road", "line", "route", "vehicles", "vehicles before", "walkers", "lights")
+SHADE = {"red": 255, "yellow": 170, "green": 85}  # of a stop line
+_AHEAD = 0.25  # the picture's middle lies a quarter of its side ahead of the car
+_COLOURS = np.array(  # of each plane, drawn one over the other
+    [
+        (70, 74, 82),
+        (190, 190, 190),
+        (60, 110, 190),
+        (240, 200, 80),
+        (120, 100, 50),
+        (240, 90, 160),
+        (255, 60, 60),
+    ],
+    np.uint8,
+)
+_GRASS, _EGO = (34, 44, 36), (255, 255, 255)
+
+Floats = NDArray[np.float64]
+Bytes = NDArray[np.uint8]
+
+
+class Boxes(NamedTuple):
+    """Upright boxes on the ground: of vehicles, or of walkers."""
+
+    xy: Floats  # [V, 2] of the middle
+    yaw: Floats  # [V] rad
+    half: Floats  # [V, 2] half the length and half the width
+
+    def near(self, x: float, y: float, metres: float) -> "Boxes":
+        """Returns those whose middle lies within so many metres of a point."""
+        if not len(self.xy):
+            return self
+        close = np.hypot(*(self.xy - (x, y)).T) < metres
+        return Boxes(self.xy[close], self.yaw[close], self.half[close])
+
+
+NOTHING = Boxes(np.zeros((0, 2)), np.zeros(0), np.zeros((0, 2)))
+
+
+class Scene(NamedTuple):
+    """What there is to draw, in metres and radians."""
+
+    x: float
+    y: float
+    yaw: float
+    route: Floats  # [P, 2] from the car on
+    vehicles: Boxes
+    before: Boxes  # the vehicles half a second ago
+    walkers: Boxes
+    lines: Floats  # [L, 4] x, y, yaw and width of stop lines of lights
+    shades: Bytes  # [L]
+
+
+class BirdsEye:
+    """Draws bird's-eye views of one town.
+
+    Args:
+        roads: the town.
+        size: pixels along a side.
+        metres: along the side of one pixel.
+    """
+
+    def __init__(self, roads: "Roads", *, size: int = 84, metres: float = 0.5) -> None:
+        self.roads, self.size, self.metres = roads, size, metres
+        self.reach = size * metres * 1.1  # metres from the car to the farthest corner, a little more
+        spread = [np.linspace(-1, 1, max(5, round(side / metres) | 1)) for side in (5, 2.5)]
+        self._inside = np.stack(np.meshgrid(*spread), -1).reshape(-1, 2)  # [G, 2] points that fill a box
+        self._across = np.linspace(-0.5, 0.5, max(5, round(4 / metres) | 1))
+        # A route is a metre and a half wide.
+        width = max(1, round(1.5 / metres))
+        self._brush = np.stack(np.meshgrid(range(width), range(width)), -1).reshape(-1, 2) - width // 2
+
+    def draw(self, scene: Scene) -> Bytes:
+        """Returns uint8 [7, size, size]: 255 where something is; stop lines by the colour of their light."""
+        picture = np.zeros((len(PLANES), self.size, self.size), np.uint8)
+        picture[:2] = self.roads.sample(
+            PLANES[:2],
+            scene.x,
+            scene.y,
+            math.degrees(scene.yaw),
+            size=self.size,
+            metres=self.metres,
+            ahead=_AHEAD,
+        )
+        pixels = (self._pixels(scene, scene.route)[:, None] + self._brush).reshape(-1, 2)
+        self._put(picture[2], pixels, 255)
+        for plane, boxes in ((3, scene.vehicles), (4, scene.before), (5, scene.walkers)):
+            if len(boxes.xy):
+                self._put(picture[plane], self._pixels(scene, self._filled(boxes)), 255)
+        if len(scene.lines):
+            _, _, yaw, width = scene.lines.T
+            side = np.stack([-np.sin(yaw), np.cos(yaw)], 1) * width[:, None]  # [L, 2]
+            points = scene.lines[:, None, :2] + side[:, None] * self._across[:, None]  # [L, S, 2]
+            pixels = self._pixels(scene, points.reshape(-1, 2))
+            self._put(picture[6], pixels, np.repeat(scene.shades, len(self._across)))
+        return picture
+
+    def colours(self, picture: Bytes) -> Bytes:
+        """Returns a drawn view as a person likes to see it, RGB [size, size, 3], with the car itself."""
+        view = np.empty((self.size, self.size, 3), np.uint8)
+        view[:] = _GRASS
+        for plane in (0, 1, 2, 4, 3, 5):
+            view[picture[plane] > 0] = _COLOURS[plane]
+        for name, colour in (("red", (255, 60, 60)), ("yellow", (255, 200, 40)), ("green", (70, 220, 90))):
+            view[picture[6] == SHADE[name]] = colour
+        row, column = round(self.size * (0.5 + _AHEAD)), self.size // 2
+        long, wide = round(2.4 / self.metres), round(1.0 / self.metres)
+        view[row - long : row + long, column - wide : column + wide] = _EGO
+        return view
+
+    def _filled(self, boxes: Boxes) -> Floats:
+        """Returns points [n, 2] that cover the boxes without holes."""
+        # No box is drawn thinner than a pixel and a half.
+        at = self._inside * np.maximum(boxes.half, 0.75 * self.metres)[:, None]  # [V, G, 2]
+        cos, sin = np.cos(boxes.yaw)[:, None], np.sin(boxes.yaw)[:, None]
+        x = boxes.xy[:, :1] + cos * at[..., 0] - sin * at[..., 1]
+        y = boxes.xy[:, 1:] + sin * at[..., 0] + cos * at[..., 1]
+        return np.stack([x.ravel(), y.ravel()], 1)
+
+    def _pixels(self, scene: Scene, points: Floats) -> NDArray[np.int64]:
+        """Returns rows and columns [n, 2] of points [n, 2]; some lie outside."""
+        dx, dy = points[:, 0] - scene.x, points[:, 1] - scene.y
+        cos, sin = math.cos(scene.yaw), math.sin(scene.yaw)
+        forward, right = cos * dx + sin * dy, cos * dy - sin * dx
+        row = self.size * (0.5 + _AHEAD) - forward / self.metres
+        column = self.size / 2 + right / self.metres
+        return np.floor(np.stack([row, column], 1)).astype(np.int64)
+
+    def _put(
+        self, plane: NDArray[np.uint8], pixels: NDArray[np.int64], value: int | NDArray[np.uint8]
+    ) -> None:
+        row, column = pixels.T
+        seen = (row >= 0) & (row < self.size) & (column >= 0) & (column < self.size)
+        plane[row[seen], column[seen]] = value if isinstance(value, int) else value[seen]
