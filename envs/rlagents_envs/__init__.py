@@ -6,7 +6,7 @@ torch nor rlagents, and a simulator's own package only when an environment of th
 
 from typing import get_args
 
-import gymnasium
+from gymnasium import register
 
 from rlagents_envs.config import Atari, Carla, CartPole, Corridor, EnvConfig, Gridworld, Gymnasium
 from rlagents_envs.model import Model, ModelEnvironments
@@ -14,7 +14,7 @@ from rlagents_envs.vector import Environments, Layout, Leaf, Outcome
 
 __all__ = ["EnvConfig", "Environments", "Layout", "Leaf", "Model", "Outcome", "describe", "make", "model_of"]
 
-gymnasium.register("rlagents_envs/Carla-v0", "rlagents_envs.carla.env:CarlaEnv")
+register("rlagents_envs/Carla-v0", "rlagents_envs.carla.env:CarlaEnv")
 
 
 def make(config: EnvConfig, *, count: int | None = None, pictures: bool = False) -> Environments:
