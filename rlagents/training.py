@@ -183,6 +183,8 @@ class _Training:
             return  # killed before the first one was written
         saved = self.checkpoints.newest(self.replay)
         saved.restore(agent=self.agent, tracker=self.tracker, trail=self.trail)
+        if self.agent.replay is not None:
+            self.agent.replay.reopen()  # with the priorities that the agent has now
         self.resumed = saved.step
         self._notes += [f"{problem}; the one before it is used" for problem in saved.skipped]
         there, here = {**made_with(), **saved.manifest["versions"]}, made_with()

@@ -1,6 +1,7 @@
 """What every test process needs before torch is imported, and how hypothesis searches."""
 
 import os
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,3 +19,11 @@ settings.load_profile("steady")
 def key(tmp_path_factory):
     """Runs are signed with a key of the tests' own."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(autouse=True)
+def denormals():
+    """An agent flushes denormals to zero, for the whole process; hypothesis needs them."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)

@@ -221,6 +221,8 @@ def test_an_unknown_key_is_one_line_and_2(command: str) -> None:
             "agent.n_step must be 1 in SB3, got 4",
             "agent.double must be false in SB3, got true",
             "agent.network.dueling must be false in SB3, got true",
+            "agent.network.subtract_mean must be false in SB3, got true",
+            "agent.network.body must be auto or nature_cnn in SB3, got arcade_cnn",
         ]),
         (["peers", "cartpole-dqn", *PLAIN], ["agent.target.kind must be fixed in SB3, got none"]),
         (["peers", "pong-dqn-nature", "env.width=96"], ["env.height must be env.width, and 36"]),

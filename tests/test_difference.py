@@ -52,7 +52,7 @@ def test_a_weight_that_differs_is_named(runs):
     value = loaded.agent.q[2, 1].item()
     loaded.agent.q[2, 1] += 1
     Checkpoints(runs[1]).save(loaded.step, None, agent=loaded.agent)
-    told = f"checkpoint: agent/policy/q[2, 1] {value} | {value + 1}"
+    told = f"checkpoint: agent/policy/q[0, 2, 1] {value} | {value + 1}"
     assert difference.first(*runs) == (loaded.step, told)
 
 
