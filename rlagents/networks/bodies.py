@@ -79,44 +79,18 @@ class Images(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def centre_(self, x: Tensor) -> None:
-        """Takes the mean of images [B, *O], to be subtracted from now on; of bytes, rounded to be exact.
+        """Takes the mean of the newest frames of images [B, *O], to be subtracted from every frame of a stack.
+
+        Of bytes it is rounded, to be exact. Older frames do not count: before the first of an episode they
+        are black, and a mean that is off by one lets a trace of the background through.
 
         A background that never changes drives every unit of the first layer the same way, and the first
         learner steps often push them all below zero for good; without it, they see what moves.
         """
         if self.mean is not None:
-            mean = x.float().mean(0)
-            self.mean.copy_(mean if x.is_floating_point() else mean.round())
-
-
-class Convolutions(Images):
-    """Convolutions with ReLU between them, in channels-last memory.
-
-    Args:
-        leaf: an image, [channels, height, width].
-        layers: (channels, kernel, stride) of each convolution.
-        layer_norm: normalise each convolution's output over channels and pixels, before the ReLU.
-        subtract_mean: have a mean image that is subtracted.
-    """
-
-    def __init__(
-        self, leaf: Leaf, layers: tuple[tuple[int, int, int], ...], *, layer_norm: bool, subtract_mean: bool
-    ) -> None:
-        super().__init__(leaf, subtract_mean=subtract_mean)
-        channels, height, width = leaf.shape
-        self.layers: list[nn.Conv2d] = []
-        norms: list[nn.LayerNorm] = []
-        for out, kernel, stride in layers:
-            kernel = min(kernel, height, width)
-            self.layers.append(nn.Conv2d(channels, out, kernel, stride))
-            channels = out
-            height, width = ((side - kernel) // stride + 1 for side in (height, width))
-            if layer_norm:
-                norms.append(nn.LayerNorm([height, width, channels]))
-        self.convolutions = nn.ModuleList(self.layers)
-        self.convolutions.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.norms = nn.ModuleList(norms)
-        self.features = channels * height * width
+            mean = x[:, -self._frame :].float().mean(0)
+            mean = mean if x.is_floating_point() else mean.round()
+            self.mean.copy_(mean.repeat(len(self.mean) // self._frame, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [B, features]; what is scaled is the first weights, which are fewer than the pixels."""
