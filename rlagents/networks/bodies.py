@@ -69,6 +69,7 @@ class Images(nn.Module):
         self.mean: Tensor | None
         self.register_buffer("mean", torch.zeros(leaf.shape) if subtract_mean else None)
         self._scale = leaf.scale
+        self._frame = leaf.shape[0] // leaf.stack  # channels
 
     def prepare(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns images [B, *O] in channels-last memory, unscaled: bytes are exact in bfloat16.
@@ -91,6 +92,36 @@ class Images(nn.Module):
             mean = x[:, -self._frame :].float().mean(0)
             mean = mean if x.is_floating_point() else mean.round()
             self.mean.copy_(mean.repeat(len(self.mean) // self._frame, 1, 1))
+
+
+class Convolutions(Images):
+    """Convolutions with ReLU between them, in channels-last memory.
+
+    Args:
+        leaf: an image, [channels, height, width].
+        layers: (channels, kernel, stride) of each convolution.
+        layer_norm: normalise each convolution's output over channels and pixels, before the ReLU.
+        subtract_mean: have a mean image that is subtracted.
+    """
+
+    def __init__(
+        self, leaf: Leaf, layers: tuple[tuple[int, int, int], ...], *, layer_norm: bool, subtract_mean: bool
+    ) -> None:
+        super().__init__(leaf, subtract_mean=subtract_mean)
+        channels, height, width = leaf.shape
+        self.layers: list[nn.Conv2d] = []
+        norms: list[nn.LayerNorm] = []
+        for out, kernel, stride in layers:
+            kernel = min(kernel, height, width)
+            self.layers.append(nn.Conv2d(channels, out, kernel, stride))
+            channels = out
+            height, width = ((side - kernel) // stride + 1 for side in (height, width))
+            if layer_norm:
+                norms.append(nn.LayerNorm([height, width, channels]))
+        self.convolutions = nn.ModuleList(self.layers)
+        self.convolutions.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.norms = nn.ModuleList(norms)
+        self.features = channels * height * width
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [B, features]; what is scaled is the first weights, which are fewer than the pixels."""
