@@ -80,7 +80,7 @@ class Images(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def centre_(self, x: Tensor) -> None:
-        """Takes the mean of the newest frames of images [B, *O], to be subtracted from every frame of a stack.
+        """Takes the mean of the newest frames of images [B, *O], to be subtracted from each frame of a stack.
 
         Of bytes it is rounded, to be exact. Older frames do not count: before the first of an episode they
         are black, and a mean that is off by one lets a trace of the background through.
