@@ -6,7 +6,7 @@ torch nor rlagents, and a simulator's own package only when an environment of th
 
 from typing import get_args
 
-from gymnasium import register
+from gymnasium import register  # pyright: ignore[reportUnknownVariableType]
 
 from rlagents_envs.config import Atari, Carla, CartPole, Corridor, EnvConfig, Gridworld, Gymnasium
 from rlagents_envs.model import Model, ModelEnvironments
