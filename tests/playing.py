@@ -64,3 +64,16 @@ def assert_fits(envs: Environments, obs: Any) -> None:
         if leaf.kind == "index":
             assert array.min() >= 0
             assert array.max() < leaf.size
+
+
+class Thing:
+    """Something with a state."""
+
+    def __init__(self, state=None):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from playing import Thing
 from rlagents.checkpoint import SCHEMA, Checkpoints
 from rlagents.errors import RunError
 from rlagents.replay import Ring, Uniform
@@ -16,19 +17,6 @@ from rlagents.types import Step
 from rlagents_envs.vector import Leaf
 
 CPU = torch.device("cpu")
-
-
-class Thing:
-    """Something with a state of every sort."""
-
-    def __init__(self, state=None):
-        self.state = state
-
-    def state_dict(self):
-        return self.state
-
-    def load_state_dict(self, state):
-        self.state = state
 
 
 STATE = {

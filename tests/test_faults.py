@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import rlagents
+from playing import Thing
 from rlagents import toml
 from rlagents.checkpoint import Checkpoints
 from rlagents.errors import RunError, UsageError
@@ -65,19 +66,6 @@ class Disk:
 
 DISK = Disk()
 LATER = {"step": 2, "weight": torch.ones(3)}
-
-
-class Thing:
-    """Something with a state."""
-
-    def __init__(self, state=None):
-        self.state = state
-
-    def state_dict(self):
-        return self.state
-
-    def load_state_dict(self, state):
-        self.state = state
 
 
 def ring():

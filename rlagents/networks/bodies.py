@@ -70,6 +70,13 @@ class Images(nn.Module):
         self.register_buffer("mean", torch.zeros(leaf.shape) if subtract_mean else None)
         self._scale = leaf.scale
         self._frame = leaf.shape[0] // leaf.stack  # channels
+        self.layers: list[nn.Conv2d] = []
+
+    def _hold(self, norms: list[nn.LayerNorm]) -> None:
+        """Makes the convolutions in `layers`, in channels-last memory, and the norms parts of the module."""
+        self.convolutions = nn.ModuleList(self.layers)
+        self.convolutions.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.norms = nn.ModuleList(norms)
 
     def prepare(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns images [B, *O] in channels-last memory, unscaled: bytes are exact in bfloat16.
@@ -109,7 +116,6 @@ class Convolutions(Images):
     ) -> None:
         super().__init__(leaf, subtract_mean=subtract_mean)
         channels, height, width = leaf.shape
-        self.layers: list[nn.Conv2d] = []
         norms: list[nn.LayerNorm] = []
         for out, kernel, stride in layers:
             kernel = min(kernel, height, width)
@@ -118,9 +124,7 @@ class Convolutions(Images):
             height, width = ((side - kernel) // stride + 1 for side in (height, width))
             if layer_norm:
                 norms.append(nn.LayerNorm([height, width, channels]))
-        self.convolutions = nn.ModuleList(self.layers)
-        self.convolutions.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.norms = nn.ModuleList(norms)
+        self._hold(norms)
         self.features = channels * height * width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,9 +153,8 @@ class Residual(Images):
     def __init__(self, leaf: Leaf, *, layer_norm: bool, subtract_mean: bool) -> None:
         super().__init__(leaf, subtract_mean=subtract_mean)
         channels, height, width = leaf.shape
-        self.layers: list[nn.Conv2d] = []  # of each stage, the one before its blocks and the blocks' four
         norms: list[nn.LayerNorm] = []
-        for out in _STAGES:
+        for out in _STAGES:  # of each, the convolution before its blocks and the blocks' four
             self.layers.append(nn.Conv2d(channels, out, 3, padding=1))
             self.layers += [nn.Conv2d(out, out, 3, padding=1) for _ in range(4)]
             channels = out
@@ -160,9 +163,7 @@ class Residual(Images):
                 norms += [nn.LayerNorm([height, width, channels]) for _ in range(4)]
         if layer_norm:
             norms.append(nn.LayerNorm([height, width, channels]))
-        self.convolutions = nn.ModuleList(self.layers)
-        self.convolutions.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.norms = nn.ModuleList(norms)
+        self._hold(norms)
         self.features = channels * height * width
 
     def forward(self, x: Tensor) -> Tensor:
