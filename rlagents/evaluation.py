@@ -142,7 +142,7 @@ def play(
     """Returns how the agent did, without learning and without touching its random streams.
 
     The episodes are spread over the environments as evenly as can be; an environment that has played its
-    quota goes on unheeded.
+    quota rests where it can, and goes on unheeded where it cannot.
 
     Args:
         agent: who plays.
@@ -170,6 +170,8 @@ def play(
     # each leave a hole in which no observation fits.
     actions, rewards = np.zeros((1024, count), np.int64), np.zeros((1024, count), np.float32)
     time = 0
+
+    rest: Callable[[NDArray[np.bool_]], None] = getattr(envs, "rest", lambda over: None)
 
     def tensor(array: Any) -> Tensor:
         return torch.as_tensor(array, device=agent.device)
@@ -212,6 +214,7 @@ def play(
                 played.append((int(i), int(start[i]), time, float(total[i])))
                 reports += filter(None, [(outcome.episode_metrics or {}).get(int(i))])
                 left[i] -= 1
+                rest(left == 0)
             # The step after an end only resets: it belongs to no episode.
             start[ended] = time + 1
             total[ended] = 0
@@ -399,7 +402,8 @@ def recorded(
     """
     env = experiment.env.for_evaluation()
     with ExitStack() as stack:
-        envs = runs.environments(env, count=min(episodes, env.parallel), pictures=video is not None)
+        count = min(episodes, env.parallel)
+        envs = runs.environments(env, count=count, pictures=video is not None, resting=True)
         stack.enter_context(closing(envs))
         watch = video and stack.enter_context(
             Video(video, _painter(experiment, envs), frames_per_second(experiment.env))

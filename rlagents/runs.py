@@ -252,14 +252,16 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
-def environments(env: EnvConfig, *, count: int | None = None, pictures: bool = False) -> Environments:
-    """Makes the environments of an experiment.
+def environments(
+    env: EnvConfig, *, count: int | None = None, pictures: bool = False, resting: bool = False
+) -> Environments:
+    """Makes the environments of an experiment, see `rlagents_envs.make`.
 
     Raises:
         UsageError: they cannot be made as configured.
     """
     try:
-        return rlagents_envs.make(env, count=count, pictures=pictures)
+        return rlagents_envs.make(env, count=count, pictures=pictures, resting=resting)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from ale_py.vector_env import AtariVectorEnv
 
-from playing import assert_same, make, play
+from playing import actions_of, assert_same, make, play
 from rlagents_envs.atari import AtariEnvironments
+from rlagents_envs.config import Atari
 from rlagents_envs.vector import Leaf
 
 
@@ -27,6 +28,36 @@ def test_the_number_of_threads_changes_nothing(sticky: float) -> None:
     games = [play(atari(threads=threads, count=3, sticky=sticky), 150) for threads in (0, 1, 3)]
     assert_same(games[0], games[1])
     assert_same(games[0], games[2])
+
+
+@pytest.mark.parametrize("sticky", [0.0, 0.25])
+def test_games_that_rest_stand_still_and_the_others_play_on(sticky: float) -> None:
+    together = play(atari(count=3, sticky=sticky), 40)
+    config = Atari(game="breakout", count=3, sticky=sticky)
+    envs = AtariEnvironments(config, pictures=True, resting=True)
+    for _ in range(2):  # a reset wakes them
+        obs, _ = envs.reset(7)
+        np.testing.assert_array_equal(obs, together.obs)
+        for at, (actions, outcome) in enumerate(zip(actions_of(envs, 40), together.outcomes, strict=True)):
+            picture = envs.picture()
+            envs.send(actions)
+            apart = envs.recv()
+            awake = slice(1 if at >= 20 else 0, 3)
+            for one, other in zip(apart[:5], outcome[:5], strict=True):
+                assert isinstance(one, np.ndarray)
+                assert isinstance(other, np.ndarray)
+                assert one.dtype == other.dtype
+                np.testing.assert_array_equal(one[awake], other[awake])
+            if at >= 20:
+                assert isinstance(apart.obs, np.ndarray)
+                assert isinstance(obs, np.ndarray)
+                np.testing.assert_array_equal(apart.obs[0], obs[0])
+                np.testing.assert_array_equal(envs.picture(), picture)
+                assert not any(flag[0] for flag in apart[1:5])
+            if at == 19:
+                obs = apart.obs
+                envs.rest(np.array([True, False, False]))
+    envs.close()
 
 
 def test_stacks_are_newest_last_and_zero_padded() -> None:

@@ -17,13 +17,16 @@ __all__ = ["EnvConfig", "Environments", "Layout", "Leaf", "Model", "Outcome", "d
 register("rlagents_envs/Carla-v0", "rlagents_envs.carla.env:CarlaEnv")
 
 
-def make(config: EnvConfig, *, count: int | None = None, pictures: bool = False) -> Environments:
+def make(
+    config: EnvConfig, *, count: int | None = None, pictures: bool = False, resting: bool = False
+) -> Environments:
     """Makes the vector of environments that a table describes.
 
     Args:
         config: The `[env]` table.
         count: N, if another than `config.count`.
         pictures: Whether `picture()` is wanted; it may cost a second emulator or a renderer.
+        resting: Whether single environments may be left standing with `rest`, where a kind can.
 
     Raises:
         ValueError: In one line: an id, game, module or wrapper that is not there, an environment that breaks
@@ -49,7 +52,7 @@ def make(config: EnvConfig, *, count: int | None = None, pictures: bool = False)
         case Atari():
             from rlagents_envs.atari import AtariEnvironments
 
-            return AtariEnvironments(config, pictures=pictures)
+            return AtariEnvironments(config, pictures=pictures, resting=resting)
         case Gymnasium(backend="model"):
             from rlagents_envs.gymnasium import modelled
 

@@ -6,6 +6,7 @@ waited for before anything else is done.
 """
 
 import difflib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,58 @@ from rlagents_envs.vector import Bools, Layout, Leaf, Obs, Outcome, Pending, fir
 SCREEN = (210, 160)  # rows and columns of the picture that a player sees
 
 
+class _Part:
+    """Emulators that step together: some of the games, or game 0 in colour.
+
+    Args:
+        games: which ones.
+        emulators: as many.
+    """
+
+    def __init__(self, games: slice, emulators: AtariVectorEnv) -> None:
+        self.games, self.emulators = games, emulators
+        self.screens: Any = None  # newest observations
+        self.rests = False
+        self._busy = False  # sent to and not received from
+
+    def reset(self, seed: int) -> None:
+        """Starts the games anew, game i with seed + i."""
+        self.screens = self.emulators.reset(seed=seed + self.games.start)[0]
+        self.rests = False
+
+    def send(self, actions: NDArray[np.int64]) -> None:
+        """Steps with its share of actions [N], unless it rests."""
+        if not self.rests:
+            self.emulators.send(actions[self.games])
+            self._busy = True
+
+    def recv(self) -> tuple[Any, ...]:
+        """Waits for the step; returns observations, rewards, terminations, truncations and lives."""
+        if not self._busy:
+            count = self.games.stop - self.games.start
+            no = np.zeros(count, np.bool_)
+            return self.screens, np.zeros(count), no, no, np.ones(count, np.int64)
+        self._busy = False
+        self.screens, reward, terminated, truncated, info = self.emulators.recv()
+        return self.screens, reward, terminated, truncated, info["lives"]
+
+
 class AtariEnvironments:
     """N games of one ROM, rewards as the game pays them.
 
     With `terminal_on_life_loss` a lost life terminates while the game goes on; `ended` says when it does
     not. For pictures a colour emulator plays game 0 once more: same seed, same actions, hence the same game,
     sticky actions and automatic resets included.
+
+    Args:
+        config: the table.
+        pictures: have `picture`.
+        resting: have emulator threads of its own for each game, so that one can `rest`.
     """
 
     replayable = True
 
-    def __init__(self, config: Atari, *, pictures: bool = False) -> None:
+    def __init__(self, config: Atari, *, pictures: bool = False, resting: bool = False) -> None:
         known = roms.get_all_rom_ids()
         if config.game not in known:
             written = config.game.lower().replace("-", "_").replace(" ", "_")
@@ -58,40 +100,29 @@ class AtariEnvironments:
             "reward_clipping": False,
             "autoreset_mode": "NextStep",
         }
-        self._emulators = [
-            AtariVectorEnv(
-                config.game,
-                config.count,
-                num_threads=config.threads,
-                img_height=config.height,
-                img_width=config.width,
-                stack_num=config.frame_stack,
-                **common,
-            )
+
+        def emulators(games: slice, **own: Any) -> _Part:
+            return _Part(games, AtariVectorEnv(config.game, games.stop - games.start, **common, **own))
+
+        size = 1 if resting else config.count
+        gray = {"img_height": config.height, "img_width": config.width, "stack_num": config.frame_stack}
+        self._parts = [
+            emulators(slice(at, at + size), num_threads=1 if resting else config.threads, **gray)
+            for at in range(0, config.count, size)
         ]
+        self._painter: _Part | None = None
         if pictures:
             rows, columns = SCREEN
-            self._emulators.append(
-                AtariVectorEnv(
-                    config.game,
-                    1,
-                    num_threads=1,
-                    img_height=rows,
-                    img_width=columns,
-                    grayscale=False,
-                    stack_num=1,
-                    **common,
-                )
+            self._painter = emulators(
+                slice(0, 1), num_threads=1, img_height=rows, img_width=columns, grayscale=False, stack_num=1
             )
-        names = [action.name for action in self._emulators[0].ale.get_action_set()]
+        names = [action.name for action in self._parts[0].emulators.ale.get_action_set()]
         self.action_names = tuple(str(name).lower() for name in names)
         self.actions = len(names)
-        self._picture: NDArray[np.uint8] | None = None
         self._pending = Pending(config.count, self.actions)
-        self._busy: list[AtariVectorEnv] = []  # sent to and not received from
 
     def __del__(self) -> None:
-        if hasattr(self, "_busy"):
+        if hasattr(self, "_pending"):
             self._drain()
 
     def reset(self, seed: int) -> tuple[Obs, Bools | None]:
@@ -99,44 +130,56 @@ class AtariEnvironments:
         self._drain()
         self._pending.restart()
         start = first_seed(seed, self.count)
-        screens = [emulators.reset(seed=start)[0] for emulators in self._emulators]
-        self._keep_picture(screens)
-        return screens[0], None
+        for part in self._all():
+            part.reset(start)
+        return _joined([part.screens for part in self._parts]), None
+
+    def rest(self, over: Bools) -> None:
+        """Lets games [N] stand still until the next reset: nobody will look at what they return."""
+        for part in self._all():
+            part.rests = bool(over[part.games].all())
 
     def send(self, actions: NDArray[np.int64]) -> None:
         """Hands the actions to the emulator threads and returns at once."""
         actions = self._pending.put(actions)
-        for emulators in self._emulators:
-            emulators.send(actions[: emulators.num_envs])
-            self._busy.append(emulators)
+        for part in self._all():
+            part.send(actions)
 
     def recv(self) -> Outcome:
         """Waits for the emulators."""
         self._pending.take()
-        outcomes = [self._busy.pop(0).recv() for _ in self._emulators]
-        self._keep_picture([outcome[0] for outcome in outcomes])
-        obs, reward, terminated, truncated, info = outcomes[0]
-        over = terminated & (info["lives"] == 0) if self._life_loss else terminated
+        if self._painter:
+            self._painter.recv()
+        obs, reward, terminated, truncated, lives = map(
+            _joined, zip(*(part.recv() for part in self._parts), strict=True)
+        )
+        over = terminated & (lives == 0) if self._life_loss else terminated
         return Outcome(
             obs, reward.astype(np.float32), terminated, truncated & ~terminated, truncated | over, None
         )
 
     def picture(self) -> NDArray[np.uint8]:
         """Returns the newest frame of game 0 in colour, 210 x 160."""
-        if self._picture is None:
+        if self._painter is None or self._painter.screens is None:
             raise RuntimeError("picture needs environments made with pictures=True, and a reset")
-        return self._picture.copy()
+        return self._painter.screens[0, 0].copy()
 
     def close(self) -> None:
         """Waits for what is under way and frees the emulators and their threads."""
         self._drain()
         self._pending.close()
-        self._emulators.clear()
+        self._parts.clear()
+        self._painter = None
+
+    def _all(self) -> Iterator[_Part]:
+        yield from self._parts
+        if self._painter:
+            yield self._painter
 
     def _drain(self) -> None:
-        while self._busy:
-            self._busy.pop(0).recv()
+        for part in self._all():
+            part.recv()
 
-    def _keep_picture(self, screens: list[Any]) -> None:
-        if len(screens) > 1:
-            self._picture = screens[1][0, 0]
+
+def _joined(arrays: Sequence[Any]) -> Any:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
