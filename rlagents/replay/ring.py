@@ -5,7 +5,7 @@ written with it, the action it took there and what that action brought. n-step r
 successors are put together when a batch is drawn, so a frame is kept once and never copied.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -150,16 +150,15 @@ class Ring:
         truncated unless it ended by itself. No row that could be sampled before changes what it gives:
         such a row has its n successors, and the last of these is the first that may become final.
         """
-        times = np.arange(max(0, start, self.time - self.rows), self.time)
-        slots, here = times % self.rows, self._slots(times[0], self.time)[1]
+        start = max(0, start, self.time - self.rows)
+        slots, rows = np.arange(start, self.time) % self.rows, self._pieces(start, self.time)
         final = self._final[slots]  # [times, N]
-        shape = final.shape
-        first = self._columns["age"][here].cpu().numpy().reshape(shape) == 0
-        ended = self._columns["ended"][here].cpu().numpy().reshape(shape).copy()
+        first = _read(self._columns["age"], rows).numpy().reshape(final.shape) == 0
+        ended = _read(self._columns["ended"], rows).numpy().reshape(final.shape)
         final[:-1] |= first[1:]
         ended[:-1] |= final[1:] & ~first[1:] & ~final[:-1]
         self._final[slots] = final
-        self._columns["ended"][here] = torch.as_tensor(ended.reshape(-1), device=self.device)
+        _write(self._columns["ended"], rows, torch.as_tensor(ended.reshape(-1)))
 
     def _sampleable(self, time: int) -> NDArray[np.int64]:
         slot = time % self.rows
@@ -240,37 +239,42 @@ class Ring:
 
     def window(self, start: int, stop: int) -> dict[str, Tensor]:
         """Returns copies of the rows of times [start, stop), on the CPU, for a checkpoint."""
-        slots, here = self._slots(start, stop)
-        parts = {name: column[here].cpu() for name, column in self._columns.items()}
-        parts |= {f"obs.{name}": ring[here].cpu() for name, ring in self._frames.items()}
+        rows = self._pieces(start, stop)
+        parts = {name: _read(column, rows) for name, column in self._columns.items()}
+        parts |= {f"obs.{name}": _read(ring, rows) for name, ring in self._frames.items()}
         if self._mask is not None:
-            parts["mask"] = self._mask[here].cpu()
-        return parts | {"final": torch.as_tensor(self._final[slots])}
+            parts["mask"] = _read(self._mask, rows)
+        return parts | {"final": torch.as_tensor(self._final[np.arange(start, stop) % self.rows])}
 
     def restore(self, start: int, parts: Mapping[str, Tensor]) -> None:
         """Writes back what `window` returned for times from `start` on; windows come in order of time."""
         stop = start + len(parts["final"])
-        slots, here = self._slots(start, stop)
+        rows = self._pieces(start, stop)
         for name, column in self._columns.items():
-            column[here] = parts[name].to(self.device)
+            _write(column, rows, parts[name])
         for name, ring in self._frames.items():
-            ring[here] = parts[f"obs.{name}"].to(self.device)
+            _write(ring, rows, parts[f"obs.{name}"])
         if "mask" in parts and self._mask is None:
             self._mask = torch.ones(
                 self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
             )
         if self._mask is not None:
-            self._mask[here] = parts["mask"].to(self.device) if "mask" in parts else True
-        self._final[slots] = parts["final"].numpy()
+            size = (stop - start) * self.environments
+            _write(self._mask, rows, parts.get("mask", torch.ones(size, self.actions, dtype=torch.bool)))
+        self._final[np.arange(start, stop) % self.rows] = parts["final"].numpy()
         for name in ("age", "ended"):
             self._newest[name] = parts[name].numpy()[-self.environments :]
         self.time = stop
 
-    def _slots(self, start: int, stop: int) -> tuple[NDArray[np.int64], Tensor]:
-        """Returns the slots of times [start, stop) and, on the device, all their rows."""
-        slots = np.arange(start, stop) % self.rows
-        rows = (slots[:, None] * self.environments + self._lanes).reshape(-1)
-        return slots, torch.as_tensor(rows).to(self.device)
+    def _pieces(self, start: int, stop: int) -> list[slice]:
+        """Returns where the rows of times [start, stop) lie: in two pieces if they go round the ring's end."""
+        pieces: list[slice] = []
+        while start < stop:
+            slot = start % self.rows
+            length = min(stop - start, self.rows - slot)
+            pieces.append(slice(slot * self.environments, (slot + length) * self.environments))
+            start += length
+        return pieces
 
     def reopen(self) -> None:
         """Makes sampleable what may be sampled, after the last `restore`."""
@@ -279,6 +283,23 @@ class Ring:
         times = range(max(0, self.time - self.rows + self.stack - 1), self.time - self.n_step)
         rows = [self._sampleable(time) for time in times]
         self.sampler.reopen(np.concatenate(rows) if rows else np.zeros(0, np.int64))
+
+
+def _read(column: Tensor, rows: Sequence[slice]) -> Tensor:
+    """Returns a copy on the CPU."""
+    return torch.cat([column[piece] for piece in rows]).cpu()
+
+
+def _write(column: Tensor, rows: Sequence[slice], values: Tensor) -> None:
+    """Writes values where they belong; ValueError if they are not exactly as many and of that shape."""
+    shape = (sum(piece.stop - piece.start for piece in rows), *column.shape[1:])
+    if values.shape != shape:
+        raise ValueError(f"rows must have shape {list(shape)}, got {list(values.shape)}")
+    start = 0
+    for piece in rows:
+        stop = start + piece.stop - piece.start
+        column[piece] = values[start:stop]
+        start = stop
 
 
 def row_bytes(layout: Layout) -> int:
