@@ -57,7 +57,7 @@ class Saved:
 
     folder: Path
     manifest: Mapping[str, Any]
-    skipped: tuple[str, ...] = ()  # what is wrong with newer ones
+    skipped: tuple[str, ...] = ()  # what is wrong with newer ones, a line each
 
     @property
     def step(self) -> int:
@@ -284,24 +284,46 @@ class Checkpoints:
         return None
 
     def find(self, which: str | int = "latest") -> Saved:
-        """Returns a checkpoint after checking every byte of it.
+        """Returns a checkpoint after checking every byte of it, but not the replay's rows.
+
+        `latest` is the newest that is whole, and `best` what that one names: what is wrong with newer ones is
+        told. A checkpoint asked for by its env steps, or the best, must be whole itself.
 
         Raises:
             RunError: there is no such checkpoint, or it is damaged.
         """
-        steps = self.steps()
-        if not steps:
-            raise RunError(f"{self.folder.parent} has no checkpoint")
-        if which == "best":
-            step = self._best_of(self._checked(self._place(steps[-1])).manifest)
+        if which not in ("latest", "best"):
+            step, skipped = int(which), ()
         else:
-            step = steps[-1] if which == "latest" else int(which)
-        if step is None:
-            raise RunError(f"{self.folder.parent} has no best checkpoint: it was never evaluated")
-        if step not in steps:
-            known = ", ".join(map(str, steps))
-            raise RunError(f"{self.folder.parent} has no checkpoint of env step {step}; it has {known}")
-        return self._checked(self._place(step))
+            newest = self._newest_whole()
+            if which == "latest":
+                return newest
+            step, skipped = self._best_of(newest.manifest), newest.skipped
+            if step is None:
+                raise RunError(f"{self.folder.parent} has no best checkpoint: it was never evaluated")
+        if step not in (steps := self.steps()):
+            known = f"no checkpoint of env step {step}; it has {', '.join(map(str, steps))}"
+            raise RunError(f"{self.folder.parent} has {known if steps else 'no checkpoint'}")
+        return replace(self._checked(self._place(step)), skipped=skipped)
+
+    def _newest_whole(self, check: Callable[[Saved], None] = lambda saved: None) -> Saved:
+        """Returns the newest checkpoint that is whole and that `check` does not find damaged.
+
+        Raises:
+            RunError: there is none, or what `check` raises.
+        """
+        skipped: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                saved = self._checked(self._place(step))
+                check(saved)
+            except DamagedError as error:
+                skipped.append(str(error))
+                continue
+            return replace(
+                saved, skipped=tuple(f"{problem}; the one before it is used" for problem in skipped)
+            )
+        raise RunError("; ".join(skipped) or f"{self.folder.parent} has no checkpoint")
 
     def _checked(self, folder: Path) -> Saved:
         """Returns a checkpoint whose every file, but not its rows, is as it was written."""
@@ -352,24 +374,20 @@ class Checkpoints:
             place = former.with_name(former.stem.removeprefix("."))
             if not place.exists():
                 former.rename(place)
-        damaged: dict[int, str] = {}
-        for step in reversed(self.steps()):
-            try:
-                saved = self._checked(self._place(step))
-                self._require_same_experiment(saved)
-                if replay is not None:
-                    self._restore_rows(saved, replay)
-            except DamagedError as error:
-                damaged[step] = str(error)
-                continue
-            for bad in damaged:
-                aside = self._place(bad).with_suffix(".damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                self._place(bad).rename(aside)
-            self._best = self._best_of(saved.manifest)
-            self._entries = [] if replay is None else list(saved.manifest["replay"])
-            return replace(saved, skipped=tuple(damaged.values()))
-        raise RunError("; ".join(damaged.values()) or f"{self.folder.parent} has no checkpoint")
+
+        def check(saved: Saved) -> None:
+            self._require_same_experiment(saved)
+            if replay is not None:
+                self._restore_rows(saved, replay)
+
+        saved = self._newest_whole(check)
+        for bad in [step for step in self.steps() if step > saved.step]:
+            aside = self._place(bad).with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            self._place(bad).rename(aside)
+        self._best = self._best_of(saved.manifest)
+        self._entries = [] if replay is None else list(saved.manifest["replay"])
+        return saved
 
     def _require_same_experiment(self, saved: Saved) -> None:
         there = saved.manifest["experiment"]

@@ -194,6 +194,8 @@ def evaluate(
         trust=trust,
         settings=settings,
     )
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
     how = f"epsilon {result.epsilon:g}" if result.epsilon else "greedy"
     rows = {"run": f"{run}, {how}, seed {result.seed}", "score": str(result)}
     if result.sticky:

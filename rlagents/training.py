@@ -186,7 +186,7 @@ class _Training:
         if self.agent.replay is not None:
             self.agent.replay.reopen()  # with the priorities that the agent has now
         self.resumed = saved.step
-        self._notes += [f"{problem}; the one before it is used" for problem in saved.skipped]
+        self._notes += saved.skipped
         there, here = {**made_with(), **saved.manifest["versions"]}, made_with()
         if changed := [f"{name} {there[name]} → {new}" for name, new in here.items() if there[name] != new]:
             self._notes.append(f"this resume may not be exact: {', '.join(changed)}")

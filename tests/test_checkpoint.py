@@ -164,11 +164,31 @@ def test_damage_is_noticed_named_and_worked_around(tmp_path, name, damage):
     if damage == "gone":
         file.unlink()
     with pytest.raises(RunError, match=str(folder)):
-        checkpoints.find()
+        checkpoints.find(2)
+    found = checkpoints.find()
+    assert found.step == 1
+    (told,) = found.skipped
+    assert told.startswith(f"{folder} is damaged: ")
+    assert told.endswith("; the one before it is used")
+    assert folder.is_dir()  # only a resume puts it aside
     assert checkpoints.newest().step == 1
     checkpoints.save(3, ring(), agent=Thing(STATE))  # goes on as if the damaged one had never been
     assert checkpoints.steps() == [1, 3]
     assert folder.with_suffix(".damaged").is_dir()
+
+
+def test_the_best_is_found_though_a_newer_one_is_damaged_and_is_whole_or_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        folder = checkpoints.save(step, None, best=step == 1, agent=Thing(STATE))
+    (folder / "manifest.json").write_text("{}")
+    found = checkpoints.find("best")
+    assert (found.step, len(found.skipped)) == (1, 1)
+    (found.folder / "state.json").unlink()
+    for which in ("best", 1):
+        with pytest.raises(RunError, match=r"000000000001 is damaged: state\.json is missing"):
+            checkpoints.find(which)
+    assert checkpoints.find().step == 2
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
