@@ -414,7 +414,16 @@ def recorded(
         result = play(agent, envs, episodes=episodes, seed=seed, epsilon=epsilon, watch=watch)
         names: tuple[str, ...] = getattr(envs, "drivers", ()) if baselines else ()
         others = {n: play(Scripted(envs, n), envs, episodes=episodes, seed=seed).summary for n in names}
-    return replace(result, video=video, baselines=others)
+        notes = tuple(f"{error}; the episodes under way were played again" for error in crashes(envs))
+    return replace(result, video=video, baselines=others, notes=notes)
+
+
+def crashes(envs: Environments) -> list[RuntimeError]:
+    """Returns what made environments start anew since this was last asked for, where they do so."""
+    found: list[RuntimeError] = getattr(envs, "crashes", [])
+    told = list(found)
+    found.clear()
+    return told
 
 
 def _shown(agent: Agent, experiment: Experiment, episodes: int, seed: int, epsilon: float) -> Evaluation:
