@@ -124,6 +124,7 @@ def test_only_new_rows_are_written_and_rows_that_no_checkpoint_needs_go(tmp_path
     assert seen[-1] == [f"{start:012d}-{start + 7:012d}" for start in (28, 35, 42)]
     copy = ring()
     Checkpoints(tmp_path, keep=1).newest(copy)
+    copy.reopen()
     assert copy.time == replay.time
     assert len(copy) == len(replay)
     for one, other in zip(replay.sample(30), copy.sample(30), strict=True):
@@ -146,6 +147,27 @@ def test_rows_of_a_run_that_died_before_its_manifest_are_written_anew(tmp_path):
     Checkpoints(tmp_path).newest(third)
     assert third.time == 8
     assert torch.equal(third._frames[""], copy._frames[""])
+
+
+def test_rows_of_a_damaged_checkpoint_leave_no_trace(tmp_path, monkeypatch):
+    """Its first segment is whole and its second is not, and the checkpoint before has no rows at all."""
+    monkeypatch.setattr("rlagents.checkpoint._PIECE", 100)
+    checkpoints, replay = Checkpoints(tmp_path), ring()
+    checkpoints.save(0, replay, agent=Thing({}))
+    fill(replay, 15)
+    checkpoints.save(15, replay, agent=Thing({}))
+    files = sorted((tmp_path / "replay").iterdir())
+    assert len(files) > 2
+    files[1].write_bytes(b"")
+    copy, fresh = ring(), ring()
+    saved = Checkpoints(tmp_path).newest(copy)
+    assert (saved.step, copy.time) == (0, 0)
+    assert f"lacks {files[1]}, which is damaged: {files[1].name} has 0 bytes, not" in saved.skipped[0]
+    copy.reopen()
+    for each in (copy, fresh):
+        fill(each, 4, 1)
+    assert len(copy) == len(fresh)
+    assert torch.equal(copy.sample(30).obs, fresh.sample(30).obs)
 
 
 @pytest.mark.parametrize(
