@@ -4,6 +4,8 @@ import hashlib
 import json
 import random
 import shutil
+import tracemalloc
+from time import perf_counter, process_time
 
 import numpy as np
 import pytest
@@ -147,6 +149,50 @@ def test_rows_of_a_run_that_died_before_its_manifest_are_written_anew(tmp_path):
     Checkpoints(tmp_path).newest(third)
     assert third.time == 8
     assert torch.equal(third._frames[""], copy._frames[""])
+
+
+def frames(timesteps):
+    """A ring of the frames of 8 games of Pong."""
+    return Ring(
+        Leaf("pixels", (4, 84, 84), "uint8", 4),
+        6,
+        environments=8,
+        capacity=timesteps,
+        n_step=3,
+        discount=0.99,
+        sampler=Uniform(timesteps, torch.Generator().manual_seed(0)),
+        device=CPU,
+    )
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "each"), [(4_000, 1_000), pytest.param(1_000_000, 10_000, marks=pytest.mark.slow)]
+)
+def test_a_replay_comes_back_in_little_more_memory_than_it_takes(timesteps, each, tmp_path):
+    replay, checkpoints, no = frames(timesteps), Checkpoints(tmp_path), torch.zeros(8, dtype=torch.bool)
+    pool = torch.randint(256, (64, 8, 4, 84, 84), dtype=torch.uint8)
+    for time in range(timesteps // 8):
+        step = Step(pool[time % 64], no.long(), torch.ones(8), no, no, pool[0], no, no)
+        replay.add(step, torch.full((8,), float(time)))
+        if time % (each // 8) == each // 8 - 1:
+            checkpoints.save(time, replay)
+    segments = [file.stat().st_size for file in (tmp_path / "replay").iterdir()]
+    assert len(segments) == timesteps // each
+    copy = frames(timesteps)
+    tracemalloc.start()
+    wall, cpu = perf_counter(), process_time()
+    Checkpoints(tmp_path).newest(copy)
+    copy.reopen()
+    wall, cpu = perf_counter() - wall, process_time() - cpu
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(
+        f"{replay.nbytes / 1e9:.2f} GB back in {wall:.1f} s ({cpu:.1f} s of CPU), {peak / 1e6:.0f} MB beside"
+    )
+    assert peak < 2 * max(segments) + 30 * timesteps + 1e6  # one is copied, one is read; where rows are
+    assert torch.equal(copy._frames[""][::997], replay._frames[""][::997])
+    assert torch.equal(copy._records, replay._records)
+    assert len(copy) == len(replay)
 
 
 def test_rows_of_a_damaged_checkpoint_leave_no_trace(tmp_path, monkeypatch):
