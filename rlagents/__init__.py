@@ -70,7 +70,7 @@ def train(
         raise UsageError("train needs an experiment or a run to resume; see `rlagents list experiments`")
     source = experiments.find(experiment) if isinstance(experiment, str | Path) else experiment
     if isinstance(source, Path) and source.name == "config.toml":  # of a run, perhaps a stranger's
-        runs.require_trust(toml.load(source), source.parent, trust=trust)
+        runs.require_trust(runs.read(source.parent), source.parent, trust=trust)
     return training.train(
         toml.load(source, settings), out=Path(out) if out else None, wandb=wandb, quiet=quiet
     )

@@ -14,12 +14,14 @@ import shutil
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import torch as safetensors
 from torch import Tensor
@@ -32,6 +34,16 @@ from rlagents.types import State
 SCHEMA = 2  # 1: a manifest without a checksum of its own, the best one named in a file beside
 _MANIFEST, _SEAL, _STATE = "manifest.json", "manifest.sha256", "state.json"
 _PIECE = 128 << 20  # bytes of rows in one file at most: what saving and reading take beside the replay
+_AT_ONCE = 1 << 20  # bytes that are read, and checked while the cache still has them
+_LARGEST_HEADER = 1 << 20  # bytes of a header of safetensors that describes rows
+_DTYPES = {  # those of rows, as safetensors calls them
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F32": torch.float32,
+}
+_NO_ROOM = memoryview(b"")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -57,7 +69,7 @@ class Saved:
 
     folder: Path
     manifest: Mapping[str, Any]
-    skipped: tuple[str, ...] = ()  # what is wrong with newer ones
+    skipped: tuple[str, ...] = ()  # what is wrong with newer ones, a line each
 
     @property
     def step(self) -> int:
@@ -284,24 +296,46 @@ class Checkpoints:
         return None
 
     def find(self, which: str | int = "latest") -> Saved:
-        """Returns a checkpoint after checking every byte of it.
+        """Returns a checkpoint after checking every byte of it, but not the replay's rows.
+
+        `latest` is the newest that is whole, and `best` what that one names: what is wrong with newer ones is
+        told. A checkpoint asked for by its env steps, or the best, must be whole itself.
 
         Raises:
             RunError: there is no such checkpoint, or it is damaged.
         """
-        steps = self.steps()
-        if not steps:
-            raise RunError(f"{self.folder.parent} has no checkpoint")
-        if which == "best":
-            step = self._best_of(self._checked(self._place(steps[-1])).manifest)
+        if which not in ("latest", "best"):
+            step, skipped = int(which), ()
         else:
-            step = steps[-1] if which == "latest" else int(which)
-        if step is None:
-            raise RunError(f"{self.folder.parent} has no best checkpoint: it was never evaluated")
-        if step not in steps:
-            known = ", ".join(map(str, steps))
-            raise RunError(f"{self.folder.parent} has no checkpoint of env step {step}; it has {known}")
-        return self._checked(self._place(step))
+            newest = self._newest_whole()
+            if which == "latest":
+                return newest
+            step, skipped = self._best_of(newest.manifest), newest.skipped
+            if step is None:
+                raise RunError(f"{self.folder.parent} has no best checkpoint: it was never evaluated")
+        if step not in (steps := self.steps()):
+            known = f"no checkpoint of env step {step}; it has {', '.join(map(str, steps))}"
+            raise RunError(f"{self.folder.parent} has {known if steps else 'no checkpoint'}")
+        return replace(self._checked(self._place(step)), skipped=skipped)
+
+    def _newest_whole(self, check: Callable[[Saved], None] = lambda saved: None) -> Saved:
+        """Returns the newest checkpoint that is whole and that `check` does not find damaged.
+
+        Raises:
+            RunError: there is none, or what `check` raises.
+        """
+        skipped: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                saved = self._checked(self._place(step))
+                check(saved)
+            except DamagedError as error:
+                skipped.append(str(error))
+                continue
+            return replace(
+                saved, skipped=tuple(f"{problem}; the one before it is used" for problem in skipped)
+            )
+        raise RunError("; ".join(skipped) or f"{self.folder.parent} has no checkpoint")
 
     def _checked(self, folder: Path) -> Saved:
         """Returns a checkpoint whose every file, but not its rows, is as it was written."""
@@ -343,7 +377,7 @@ class Checkpoints:
         """Returns the newest checkpoint that is whole, for a resume; puts damaged newer ones aside.
 
         Args:
-            replay: gets its rows back.
+            replay: gets its rows back; they can be sampled once it is reopened.
 
         Raises:
             RunError: there is none, or it is of another experiment.
@@ -352,24 +386,20 @@ class Checkpoints:
             place = former.with_name(former.stem.removeprefix("."))
             if not place.exists():
                 former.rename(place)
-        damaged: dict[int, str] = {}
-        for step in reversed(self.steps()):
-            try:
-                saved = self._checked(self._place(step))
-                self._require_same_experiment(saved)
-                if replay is not None:
-                    self._restore_rows(saved, replay)
-            except DamagedError as error:
-                damaged[step] = str(error)
-                continue
-            for bad in damaged:
-                aside = self._place(bad).with_suffix(".damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                self._place(bad).rename(aside)
-            self._best = self._best_of(saved.manifest)
-            self._entries = [] if replay is None else list(saved.manifest["replay"])
-            return replace(saved, skipped=tuple(damaged.values()))
-        raise RunError("; ".join(damaged.values()) or f"{self.folder.parent} has no checkpoint")
+
+        def check(saved: Saved) -> None:
+            self._require_same_experiment(saved)
+            if replay is not None:
+                self._restore_rows(saved, replay)
+
+        saved = self._newest_whole(check)
+        for bad in [step for step in self.steps() if step > saved.step]:
+            aside = self._place(bad).with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            self._place(bad).rename(aside)
+        self._best = self._best_of(saved.manifest)
+        self._entries = [] if replay is None else list(saved.manifest["replay"])
+        return saved
 
     def _require_same_experiment(self, saved: Saved) -> None:
         there = saved.manifest["experiment"]
@@ -381,25 +411,37 @@ class Checkpoints:
                 )
 
     def _restore_rows(self, saved: Saved, replay: Ring) -> None:
-        """Reads the replay's rows back; DamagedError if a segment is missing or damaged."""
-        stop = None
-        for entry in saved.manifest["replay"]:
-            name = entry["file"]
-            try:
-                content = _take(self._segments, name, entry)
-                if name.endswith(".zlib"):
-                    content = _inflate(content, entry["bytes"])
-                parts = safetensors.load(content)
-                start, times = entry["start"], len(parts["final"])
-                if stop not in (None, start) or start < 0 or entry["stop"] - start != times:
-                    raise ValueError(f"it does not hold rows {stop} to {entry['stop']}")
-                replay.restore(start, parts)
-                stop = start + times
-            except Exception as error:  # whatever a stranger's bytes lead to
-                raise DamagedError(
-                    f"{saved.folder} lacks {self._segments / name}, which is damaged: {_reason(error)}"
-                ) from error
-        replay.reopen()
+        """Reads the replay's rows back; DamagedError if a segment is missing or damaged.
+
+        While one segment is copied, a thread reads and checks the next one into memory that is used again.
+        """
+        replay.forget()
+        entries = saved.manifest["replay"]
+        rooms = [_NO_ROOM, _NO_ROOM]
+
+        def fetch(number: int) -> memoryview:
+            entry, room = entries[number], rooms[number % 2]
+            content = _fill(self._segments, entry["file"], entry, room)
+            rooms[number % 2] = max(content, room, key=len)
+            return _inflate(content, entry["bytes"]) if entry["file"].endswith(".zlib") else content
+
+        with ThreadPoolExecutor(1) as reader:
+            coming = [reader.submit(fetch, number) for number in range(len(entries[:1]))]
+            for number, entry in enumerate(entries):
+                name = entry["file"]
+                try:
+                    content = coming.pop().result()
+                    if number + 1 < len(entries):
+                        coming.append(reader.submit(fetch, number + 1))
+                    parts = _tensors(content)
+                    start, times = entry["start"], len(parts["final"])
+                    if start < 0 or (number and start != replay.time) or entry["stop"] - start != times:
+                        raise ValueError(f"it does not hold rows {replay.time} to {entry['stop']}")
+                    replay.restore(start, parts)
+                except Exception as error:  # whatever a stranger's bytes lead to
+                    raise DamagedError(
+                        f"{saved.folder} lacks {self._segments / name}, which is damaged: {_reason(error)}"
+                    ) from error
 
 
 def write_tensors(file: Path, named: Mapping[str, Any]) -> None:
@@ -451,16 +493,44 @@ def _put(file: Path, content: bytes) -> dict[str, Any]:
 
 def _take(folder: Path, name: str, expected: Mapping[str, Any]) -> bytes:
     """Returns the content of a file that is as large as it should be, and is what it was."""
+    return _fill(folder, name, expected).tobytes()
+
+
+def _fill(folder: Path, name: str, expected: Mapping[str, Any], room: memoryview = _NO_ROOM) -> memoryview:
+    """Returns the same where there is room for it, or else in new memory; read and checked in one go."""
     file, size = folder / name, expected["size"]
     if not file.is_file() or file.is_symlink():
         raise ValueError(f"{file.name} is missing")
     if file.stat().st_size != size:
         raise ValueError(f"{file.name} has {file.stat().st_size} bytes, not {size}")
-    _afford(size)
-    content = file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+    if len(room) < size:
+        _afford(size)
+        room = memoryview(bytearray(size))
+    content, checksum = room[:size], hashlib.sha256()
+    with file.open("rb") as stream:
+        for start in range(0, size, _AT_ONCE):
+            piece = content[start : start + _AT_ONCE]
+            if stream.readinto(piece) != len(piece):
+                raise ValueError(f"{file.name} has fewer than {size} bytes")
+            checksum.update(piece)
+    if checksum.hexdigest() != expected["sha256"]:
         raise ValueError(f"{file.name} differs from its checksum")
     return content
+
+
+def _tensors(content: memoryview) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file as views of it; `safetensors.load` would copy them."""
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    if not 8 < start < min(len(content), _LARGEST_HEADER):
+        raise ValueError(f"its header cannot take {start - 8} bytes")
+    tensors: dict[str, Tensor] = {}
+    for name, about in json.loads(content[8:start].tobytes()).items():
+        first, last = about["data_offsets"]
+        if not 0 <= first <= last <= len(content) - start:
+            raise ValueError(f"{name} must lie within the file, got bytes {first} to {last}")
+        flat = torch.from_numpy(np.frombuffer(content[start + first : start + last], np.uint8))
+        tensors[name] = flat.view(_DTYPES[about["dtype"]]).view(about["shape"])
+    return tensors
 
 
 def _small(file: Path, most: int = 16 << 20) -> bytes:
@@ -472,14 +542,14 @@ def _small(file: Path, most: int = 16 << 20) -> bytes:
     return file.read_bytes()
 
 
-def _inflate(content: bytes, size: int) -> bytes:
+def _inflate(content: memoryview, size: int) -> memoryview:
     """Returns what `content` holds compressed: exactly `size` bytes, and never more are made."""
     _afford(size)
     stream = zlib.decompressobj()
     plain = stream.decompress(content, size) if size > 0 else b""
     if len(plain) != size or (not stream.eof and stream.decompress(stream.unconsumed_tail, 1)):
         raise ValueError(f"it does not unfold to {size} bytes")
-    return plain
+    return memoryview(bytearray(plain))
 
 
 def _afford(size: int) -> None:

@@ -194,6 +194,8 @@ def evaluate(
         trust=trust,
         settings=settings,
     )
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
     how = f"epsilon {result.epsilon:g}" if result.epsilon else "greedy"
     rows = {"run": f"{run}, {how}, seed {result.seed}", "score": str(result)}
     if result.sticky:
@@ -267,7 +269,8 @@ def show(experiment: str, settings: tuple[str, ...]) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw the values of a grid and its best actions, as PNG.",
 )
-def solve(environment: str, settings: tuple[str, ...], picture: Path | None) -> None:
+@_trust
+def solve(environment: str, settings: tuple[str, ...], picture: Path | None, trust: bool) -> None:
     """Print the exact values of ENVIRONMENT: an experiment, a kind such as gridworld, or a Gymnasium id.
 
     Settings are such as agent.discount=0.9 or env.kwargs.is_slippery=false.
@@ -277,7 +280,7 @@ def solve(environment: str, settings: tuple[str, ...], picture: Path | None) -> 
     from rlagents import solving
 
     _importable(None)
-    solution = solving.solve(environment, settings)
+    solution = solving.solve(environment, settings, trust=trust)
     if picture:
         solution.draw(picture)
     click.echo(_columns(solution.summary() | ({"picture": str(picture)} if picture else {})))
@@ -308,16 +311,22 @@ def _bench(name: str, experiment: str, seconds: float) -> Callable[[Callable[...
         @click.option(
             "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write every sample here."
         )
+        @_trust
         @functools.wraps(measure)
         def command(
-            arguments: tuple[str, ...], repeat: int, seconds: float, file: Path | None, **options: Any
+            arguments: tuple[str, ...],
+            repeat: int,
+            seconds: float,
+            file: Path | None,
+            trust: bool,
+            **options: Any,
         ) -> None:
             from rlagents import experiments
             from rlagents.timing import Plan
 
             named = bool(arguments) and "=" not in arguments[0]
             path = experiments.find(arguments[0] if named else experiment)
-            _importable(path)
+            _importable(path, trust=trust)
             report = measure(Plan(path, arguments[named:], repeat, seconds), **options)
             report.show()
             if file:
@@ -405,9 +414,9 @@ def _importable(file: Path | None, *, trust: bool = False) -> None:
     A run directory is perhaps a stranger's: it is trusted first, and no module in it is found.
     """
     if file is not None and file.name == "config.toml":
-        from rlagents import runs, toml
+        from rlagents import runs
 
-        runs.require_trust(toml.load(file), file.parent, trust=trust)
+        runs.require_trust(runs.read(file.parent), file.parent, trust=trust)
         file = None
     folders = [str(Path.cwd()), *([str(file.resolve().parent)] if file else [])]
     sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]

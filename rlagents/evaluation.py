@@ -46,6 +46,7 @@ class Evaluation:
     summary: Mapping[str, float] = field(default_factory=dict[str, float])  # of what the environment reports
     # The same of scripted drivers that the environment brings along, by name, on the same episodes.
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+    notes: tuple[str, ...] = ()  # what went otherwise than asked for, a line each
 
     @property
     def mean(self) -> float:
@@ -116,6 +117,7 @@ class Evaluation:
             "sticky": self.sticky and self.sticky.as_dict(),
             "summary": dict(self.summary),
             "baselines": {name: dict(values) for name, values in self.baselines.items()},
+            "notes": list(self.notes),
             "video": self.video and str(self.video),
             "exact": self.exact and asdict(self.exact),
         }
@@ -301,7 +303,7 @@ def evaluate(
         episodes: how many.
         seed: of the environments; None: 1 000 000 above the run's own.
         epsilon: probability of a random action; 0 is greedy.
-        checkpoint: `latest`, `best` or its env steps.
+        checkpoint: `latest`, the newest that is whole; `best`, or its env steps.
         render: `video` writes the first episode of the first environment as mp4; `human` shows every episode
             in a window, one after the other, until it is closed, and leaves the sticky games out.
         device: `auto`, `cpu` or `cuda`.
@@ -343,7 +345,8 @@ def evaluate(
             harder = experiment.model_copy(update={"env": env})
             sticky = recorded(agent, harder, episodes=episodes, seed=seed, epsilon=epsilon)
             result = replace(result, sticky=sticky)
-    result = replace(result, exact=distance(agent, experiment.env))
+    notes = (*loaded.skipped, *result.notes)
+    result = replace(result, exact=distance(agent, experiment.env), notes=notes)
     if json:
         known = {
             "experiment": experiment.run.name,
@@ -411,7 +414,16 @@ def recorded(
         result = play(agent, envs, episodes=episodes, seed=seed, epsilon=epsilon, watch=watch)
         names: tuple[str, ...] = getattr(envs, "drivers", ()) if baselines else ()
         others = {n: play(Scripted(envs, n), envs, episodes=episodes, seed=seed).summary for n in names}
-    return replace(result, video=video, baselines=others)
+        notes = tuple(f"{error}; the episodes under way were played again" for error in crashes(envs))
+    return replace(result, video=video, baselines=others, notes=notes)
+
+
+def crashes(envs: Environments) -> list[RuntimeError]:
+    """Returns what made environments start anew since this was last asked for, where they do so."""
+    found: list[RuntimeError] = getattr(envs, "crashes", [])
+    told = list(found)
+    found.clear()
+    return told
 
 
 def _shown(agent: Agent, experiment: Experiment, episodes: int, seed: int, epsilon: float) -> Evaluation:

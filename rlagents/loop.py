@@ -83,7 +83,8 @@ def interact(
     """Lets an agent act in environments and learn, for ever; yields each step and what was learned.
 
     Every `reset_every` env steps all environments start anew from a fresh seed, to keep the trail short: live
-    episodes are truncated there, and one closing row holds their last observations.
+    episodes are truncated there, and one closing row holds their last observations. So they do where an
+    environment that can be replayed lost an episode: the same actions would not lose it again.
 
     Args:
         envs: N environments.
@@ -107,6 +108,8 @@ def interact(
         for action in trail.actions:
             envs.send(action)
             outcome = envs.recv()
+            if outcome.lost is not None and outcome.lost.any():
+                raise RuntimeError("an environment failed on the way back to where the run was; resume again")
             checksum = _checksum(outcome, checksum)
             first, final = final, torch.as_tensor(outcome.ended)
             obs, mask = _upload(outcome.obs, outcome.mask, agent.device)
@@ -128,7 +131,8 @@ def interact(
                 lost = torch.as_tensor(outcome.lost) & ~final
                 final, truncated = final | lost, truncated & ~lost
             trail.record(host, outcome, int((~final).sum()))
-            if trail.env_steps >= reset_every:
+            astray = envs.replayable and lost is not None
+            if astray or trail.env_steps >= reset_every:
                 truncated = truncated | (~final & ~ended)
             next_obs, next_mask = _upload(outcome.obs, outcome.mask, agent.device)
             step = Step(
@@ -147,9 +151,15 @@ def interact(
             agent.observe(step)
             first, final = final, ended
             obs, mask = next_obs, next_mask
+            if astray:  # a checkpoint of this step must not hold a trail that leads elsewhere
+                agent.observe(_closing(obs, mask, first, envs.count))
+                trail.restart()
+                yield step, metrics
+                break
             yield step, metrics
-        agent.observe(_closing(obs, mask, first, envs.count))
-        trail.restart()
+        else:
+            agent.observe(_closing(obs, mask, first, envs.count))
+            trail.restart()
 
 
 def _closing(obs: Obs, mask: torch.Tensor | None, first: torch.Tensor, count: int) -> Step:

@@ -44,6 +44,7 @@ class Loaded:
     config: Experiment
     step: int  # env steps at its checkpoint
     path: Path  # the run directory
+    skipped: tuple[str, ...] = ()  # what is wrong with newer checkpoints, a line each
 
 
 def place(experiment: Experiment) -> Path:
@@ -312,7 +313,7 @@ def load(
 
     Args:
         run: the run directory.
-        checkpoint: `latest`, `best` or its env steps.
+        checkpoint: `latest`, the newest that is whole; `best`, or its env steps.
         device: `auto`, `cpu` or `cuda`.
         trust: import what a run that was not made here names.
 
@@ -326,4 +327,4 @@ def load(
     with closing(environments(experiment.env, count=1)) as envs:
         made = agent(experiment, envs, on)
     saved.restore(agent=made)
-    return Loaded(made, experiment, saved.step, path)
+    return Loaded(made, experiment, saved.step, path, saved.skipped)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rlagents_envs
-from rlagents import experiments, planning, tables, toml
+from rlagents import experiments, planning, runs, tables, toml
 from rlagents.config import Experiment
 from rlagents.errors import RunError, UsageError
 from rlagents_envs.config import EnvConfig
@@ -129,17 +129,19 @@ class Solution:
             raise RunError(f"cannot write {file}: {error}") from error
 
 
-def solve(environment: str, settings: Sequence[str] = ()) -> Solution:
+def solve(environment: str, settings: Sequence[str] = (), *, trust: bool = False) -> Solution:
     """Solves an environment by value iteration.
 
     Args:
         environment: an experiment's name or file, a kind of environment, or a Gymnasium id.
         settings: as "env.kwargs.is_slippery=false" or "agent.discount=0.9".
+        trust: import what a run that was not made here names.
 
     Raises:
         UsageError: there is no such environment, no model of it, or no bound of its values.
+        RunError: it is of a run that must be trusted first.
     """
-    experiment = _experiment(environment, settings)
+    experiment = _experiment(environment, settings, trust=trust)
     try:
         model = rlagents_envs.model_of(experiment.env)
         q, sweeps = planning.value_iteration(model, experiment.agent.discount)
@@ -149,10 +151,13 @@ def solve(environment: str, settings: Sequence[str] = ()) -> Solution:
     return Solution(title, model, experiment.agent.discount, q, sweeps)
 
 
-def _experiment(environment: str, settings: Sequence[str]) -> Experiment:
+def _experiment(environment: str, settings: Sequence[str], *, trust: bool) -> Experiment:
     kinds = [model.model_fields["kind"].default for model in get_args(get_args(EnvConfig)[0])]
     if environment not in kinds and (environment in experiments.names() or Path(environment).exists()):
-        return experiments.load(environment, settings)
+        file = experiments.find(environment)
+        if file.name == "config.toml":  # of a run, perhaps a stranger's
+            runs.require_trust(runs.read(file.parent), file.parent, trust=trust)
+        return experiments.load(file, settings)
     env = {"kind": environment} if environment in kinds else {"kind": "gymnasium", "id": environment}
     return toml.load({"run": {"env_steps": 1}, "env": env, "agent": {"kind": "q_learning"}}, settings)
 

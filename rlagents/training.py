@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from rlagents.agents import DQN, QLearning
 from rlagents.checkpoint import Checkpoints, made_with, write_tensors
 from rlagents.config import Experiment
 from rlagents.errors import RunError
-from rlagents.evaluation import Evaluation, evaluation_seed, recorded
+from rlagents.evaluation import Evaluation, crashes, evaluation_seed, recorded
 from rlagents.loop import Trail, interact
 from rlagents.report import Console, JsonLines, Report, Several, TensorBoard, Wandb
 from rlagents.report.wandb import require
@@ -161,8 +161,10 @@ class _Training:
         self.tracker = Tracker(experiment.env.count)
         self.trail = Trail(Streams(experiment.run.seed), experiment.env.count, actions)
         self.replay = agent.replay if experiment.checkpoint.replay == "all" else None  # what is saved of it
-        # All that the weights depend on, but not for how long: a budget may be raised.
+        # All that the weights depend on, but not for how long: a budget may be raised, and a run that crashed
+        # may go on with another way out of a crash.
         settings = experiment.model_dump(mode="json")
+        settings["env"].pop("on_crash", None)
         same = {"run": {name: settings["run"][name] for name in ("seed", "reset_every")}}
         self.checkpoints = Checkpoints(
             run,
@@ -186,7 +188,7 @@ class _Training:
         if self.agent.replay is not None:
             self.agent.replay.reopen()  # with the priorities that the agent has now
         self.resumed = saved.step
-        self._notes += [f"{problem}; the one before it is used" for problem in saved.skipped]
+        self._notes += saved.skipped
         there, here = {**made_with(), **saved.manifest["versions"]}, made_with()
         if changed := [f"{name} {there[name]} → {new}" for name, new in here.items() if there[name] != new]:
             self._notes.append(f"this resume may not be exact: {', '.join(changed)}")
@@ -225,12 +227,14 @@ class _Training:
                 try:
                     step, news = next(steps)
                 except RuntimeError as error:
+                    self._tell(crashes(envs))
                     told = f"{error}{self._trace(error)}"
                     raise RunError(f"at {tracker.env_steps:,} env steps: {told}") from error
                 signals.at_once = False
                 before = tracker.env_steps
                 tracker.update(step)
                 after = tracker.env_steps
+                self._tell(crashes(envs))
                 tracker.learned = news or tracker.learned
                 logged = log.due(before, after)
                 if logged:
@@ -265,6 +269,11 @@ class _Training:
                 file.write_text("\n".join(notes), "utf-8")
                 return f"; its traceback lies in {file}"
         return ""
+
+    def _tell(self, crashed: Sequence[RuntimeError]) -> None:
+        for error in crashed:
+            told = f"at {self.tracker.env_steps:,} env steps: {error}{self._trace(error)}"
+            self.console.note(f"{told}; all environments start anew", always=True)
 
     def _finish(self, *, save: bool) -> None:
         """Evaluates and saves what is due after a step; stops there after a Ctrl-C."""
@@ -338,6 +347,8 @@ class _Training:
             signals.at_once = False
         self.tracker.unevaluated = False
         self.speeds.write(step, self._elapsed())
+        for note in result.notes:
+            self.console.note(note, always=True)
         for report in (self.metrics, self.console):
             report.write(step, result.metrics())
             if result.video:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import random
 import shutil
+import tracemalloc
+from time import perf_counter, process_time
 
 import numpy as np
 import pytest
@@ -124,6 +126,7 @@ def test_only_new_rows_are_written_and_rows_that_no_checkpoint_needs_go(tmp_path
     assert seen[-1] == [f"{start:012d}-{start + 7:012d}" for start in (28, 35, 42)]
     copy = ring()
     Checkpoints(tmp_path, keep=1).newest(copy)
+    copy.reopen()
     assert copy.time == replay.time
     assert len(copy) == len(replay)
     for one, other in zip(replay.sample(30), copy.sample(30), strict=True):
@@ -148,6 +151,71 @@ def test_rows_of_a_run_that_died_before_its_manifest_are_written_anew(tmp_path):
     assert torch.equal(third._frames[""], copy._frames[""])
 
 
+def frames(timesteps):
+    """A ring of the frames of 8 games of Pong."""
+    return Ring(
+        Leaf("pixels", (4, 84, 84), "uint8", 4),
+        6,
+        environments=8,
+        capacity=timesteps,
+        n_step=3,
+        discount=0.99,
+        sampler=Uniform(timesteps, torch.Generator().manual_seed(0)),
+        device=CPU,
+    )
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "each"), [(4_000, 1_000), pytest.param(1_000_000, 10_000, marks=pytest.mark.slow)]
+)
+def test_a_replay_comes_back_in_little_more_memory_than_it_takes(timesteps, each, tmp_path):
+    replay, checkpoints, no = frames(timesteps), Checkpoints(tmp_path), torch.zeros(8, dtype=torch.bool)
+    pool = torch.randint(256, (64, 8, 4, 84, 84), dtype=torch.uint8)
+    for time in range(timesteps // 8):
+        step = Step(pool[time % 64], no.long(), torch.ones(8), no, no, pool[0], no, no)
+        replay.add(step, torch.full((8,), float(time)))
+        if time % (each // 8) == each // 8 - 1:
+            checkpoints.save(time, replay)
+    segments = [file.stat().st_size for file in (tmp_path / "replay").iterdir()]
+    assert len(segments) == timesteps // each
+    copy = frames(timesteps)
+    tracemalloc.start()
+    wall, cpu = perf_counter(), process_time()
+    Checkpoints(tmp_path).newest(copy)
+    copy.reopen()
+    wall, cpu = perf_counter() - wall, process_time() - cpu
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(
+        f"{replay.nbytes / 1e9:.2f} GB back in {wall:.1f} s ({cpu:.1f} s of CPU), {peak / 1e6:.0f} MB beside"
+    )
+    assert peak < 2 * max(segments) + 30 * timesteps + 1e6  # one is copied, one is read; where rows are
+    assert torch.equal(copy._frames[""][::997], replay._frames[""][::997])
+    assert torch.equal(copy._records, replay._records)
+    assert len(copy) == len(replay)
+
+
+def test_rows_of_a_damaged_checkpoint_leave_no_trace(tmp_path, monkeypatch):
+    """Its first segment is whole and its second is not, and the checkpoint before has no rows at all."""
+    monkeypatch.setattr("rlagents.checkpoint._PIECE", 100)
+    checkpoints, replay = Checkpoints(tmp_path), ring()
+    checkpoints.save(0, replay, agent=Thing({}))
+    fill(replay, 15)
+    checkpoints.save(15, replay, agent=Thing({}))
+    files = sorted((tmp_path / "replay").iterdir())
+    assert len(files) > 2
+    files[1].write_bytes(b"")
+    copy, fresh = ring(), ring()
+    saved = Checkpoints(tmp_path).newest(copy)
+    assert (saved.step, copy.time) == (0, 0)
+    assert f"lacks {files[1]}, which is damaged: {files[1].name} has 0 bytes, not" in saved.skipped[0]
+    copy.reopen()
+    for each in (copy, fresh):
+        fill(each, 4, 1)
+    assert len(copy) == len(fresh)
+    assert torch.equal(copy.sample(30).obs, fresh.sample(30).obs)
+
+
 @pytest.mark.parametrize(
     "name", ["agent.policy.safetensors", "state.json", "manifest.json", "manifest.sha256"]
 )
@@ -164,11 +232,31 @@ def test_damage_is_noticed_named_and_worked_around(tmp_path, name, damage):
     if damage == "gone":
         file.unlink()
     with pytest.raises(RunError, match=str(folder)):
-        checkpoints.find()
+        checkpoints.find(2)
+    found = checkpoints.find()
+    assert found.step == 1
+    (told,) = found.skipped
+    assert told.startswith(f"{folder} is damaged: ")
+    assert told.endswith("; the one before it is used")
+    assert folder.is_dir()  # only a resume puts it aside
     assert checkpoints.newest().step == 1
     checkpoints.save(3, ring(), agent=Thing(STATE))  # goes on as if the damaged one had never been
     assert checkpoints.steps() == [1, 3]
     assert folder.with_suffix(".damaged").is_dir()
+
+
+def test_the_best_is_found_though_a_newer_one_is_damaged_and_is_whole_or_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        folder = checkpoints.save(step, None, best=step == 1, agent=Thing(STATE))
+    (folder / "manifest.json").write_text("{}")
+    found = checkpoints.find("best")
+    assert (found.step, len(found.skipped)) == (1, 1)
+    (found.folder / "state.json").unlink()
+    for which in ("best", 1):
+        with pytest.raises(RunError, match=r"000000000001 is damaged: state\.json is missing"):
+            checkpoints.find(which)
+    assert checkpoints.find().step == 2
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):

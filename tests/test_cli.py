@@ -1,5 +1,6 @@
 """The command line: its exit codes, one line per error, what it prints, and what can be imported from it."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -190,6 +191,17 @@ def test_train_evaluate_and_resume_one_run(tmp_path: Path) -> None:
     assert "greedy, seed 1000003" in evaluated.output
     assert str(evaluation.evaluate("run", episodes=5)) in evaluated.output
     assert (tmp_path / "scores.json").is_file()
+
+    kept = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    size = (kept[-1] / "state.json").stat().st_size
+    (kept[-1] / "state.json").write_text("{}")
+    assert call("evaluate", "run", "--json", "scores.json").stderr == (
+        f"note: {Path('run') / 'checkpoints' / kept[-1].name} is damaged: state.json has 2 bytes, not "
+        f"{size}; the one before it is used\n"
+    )
+    assert json.loads((tmp_path / "scores.json").read_text())["checkpoint_step"] == int(kept[-2].name)
+    (told,) = refuse(1, "evaluate", "run", "--checkpoint", str(int(kept[-1].name)))
+    assert f"{kept[-1].name} is damaged: state.json has 2 bytes, not" in told
 
     (told,) = refuse(2, "train", "--resume", "run", "cartpole-dqn")
     assert told == "EXPERIMENT beside --resume must be the run's own, mine, got cartpole-dqn; leave it out"

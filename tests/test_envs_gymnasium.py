@@ -1,6 +1,9 @@
 """Any Gymnasium id: found, checked once, stepped here or elsewhere, and named when it fails."""
 
+import multiprocessing
+import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from playing import Game, assert_same, make, play
+from playing import Game, actions_of, assert_same, make, play
 from rlagents_envs import Environments
 from rlagents_envs.vector import Leaf
 
@@ -315,6 +318,76 @@ def test_a_failure_in_mid_game_names_the_environment(
         envs.reset(0)
     envs.close()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("moment", ["before send", "after send", "before reset"])
+def test_a_killed_process_loses_the_episodes_and_nothing_else(moment: str) -> None:
+    children = len(multiprocessing.active_children())
+    envs = own("Counter", backend="async", count=2, on_crash="restart", frame_stack=2)
+    twin = own("Counter", count=2, frame_stack=2)
+    envs.reset(5)
+    (seen,) = steps(envs, 1)
+    victim: Any = envs._vector.processes[1]  # type: ignore[attr-defined]
+    os.kill(victim.pid, signal.SIGSTOP if moment == "after send" else signal.SIGKILL)
+    if moment != "before reset":
+        if moment == "before send":
+            victim.join()
+        envs.send(np.array([0, 2]))
+        victim.kill()
+        outcome = envs.recv()
+        assert outcome.lost is not None
+        assert outcome.lost.tolist() == outcome.ended.tolist() == outcome.truncated.tolist() == [True, True]
+        assert not outcome.reward.any()
+        assert not outcome.terminated.any()
+        np.testing.assert_array_equal(outcome.obs, seen.obs)
+        envs.send(np.array([0, 0]))
+        after = envs.recv()
+        assert after.lost is None
+        assert not after.ended.any()
+        np.testing.assert_array_equal(after.obs, twin.reset(7)[0])  # not the games of before once more
+        assert_same_steps(envs, twin, 12)
+        (told,) = envs.crashes  # type: ignore[attr-defined]
+        assert str(told) == (
+            "example_envs:Counter failed: a worker process ended (environment 1, exit code -9, action 1)"
+        )
+    np.testing.assert_array_equal(envs.reset(5)[0], twin.reset(5)[0])
+    assert_same_steps(envs, twin, 12)
+    assert len(envs.crashes) == 1  # type: ignore[attr-defined]
+    assert len(multiprocessing.active_children()) == children + 2
+    envs.close()
+    assert len(multiprocessing.active_children()) == children
+
+
+def assert_same_steps(one: Environments, other: Environments, count: int) -> None:
+    for actions in actions_of(one, count):
+        for envs in (one, other):
+            envs.send(actions)
+        for mine, theirs in zip(one.recv(), other.recv(), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_crashes_with_episodes_between_go_on(backend: str) -> None:
+    """Two episodes of five steps, two resets, a step that fails, and the step that starts anew."""
+    envs = own("Late", backend=backend, count=2, on_crash="restart")
+    envs.reset(0)
+    outcomes = steps(envs, *[1] * 14 * 7)
+    assert [tick for tick, outcome in enumerate(outcomes) if outcome.lost is not None] == [*range(12, 98, 14)]
+    envs.close()
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_crashes_without_an_episode_between_do_not_go_on_for_ever(backend: str) -> None:
+    envs = own("Fails", backend=backend, count=1, on_crash="restart")
+    envs.reset(0)
+    assert sum(outcome.lost is not None for outcome in steps(envs, *[1] * 4 * 5)) == 5
+    told = "is on fire (environment 0, action 0); it crashed 5 times before, without an episode between"
+    with pytest.raises(RuntimeError, match=re.escape(told)) as caught:
+        steps(envs, 1, 1, 1)
+    (trace,) = caught.value.__notes__
+    assert trace.startswith("Traceback")
+    with pytest.raises(RuntimeError, match="not closed"):
+        envs.reset(0)
 
 
 def test_infos_of_any_shape_are_no_trouble() -> None:

@@ -59,6 +59,10 @@ def test_the_tree_finds_what_a_running_sum_finds(kind, rows, writes, shares):
         row, value = np.array(list(last)), np.array(list(last.values()), float)
         naive[row] = value
         tree.write(torch.from_numpy(row), torch.from_numpy(value))
+    anew, held = kind(rows, CPU), np.flatnonzero(naive)
+    anew.write(torch.arange(rows), torch.ones(()))  # of which nothing stays
+    anew.rewrite(torch.from_numpy(held), torch.from_numpy(naive[held]))
+    assert all((one == other).all() for one, other in zip(tree._flat, anew._flat, strict=True))
     assert tree.leaves(rows).tolist() == naive.tolist()
     assert tree.read(torch.arange(rows)).tolist() == naive.tolist()
     if not naive.sum():

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
 import rlagents
-from rlagents import machine, runs, toml
+from rlagents import cli, machine, runs, toml
 from rlagents.errors import RunError, UsageError
 
 COUNTER = {
@@ -54,6 +55,30 @@ def test_a_run_made_here_is_gone_on_with_and_one_from_elsewhere_must_be_trusted(
         with pytest.raises(RunError, match=told):
             use()
         use(trust=True)
+
+
+@pytest.mark.parametrize("command", [("bench", "env", "--repeat", "1", "--seconds", "0.01"), ("solve",)])
+def test_other_commands_want_trust_too(command, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    mark = tmp_path / "mark"
+    table = {**COUNTER, "env": {**COUNTER["env"], "id": "example_envs:Marks", "kwargs": {"path": str(mark)}}}
+    run = rlagents.train(table, out=tmp_path / "run", quiet=True)
+    mark.unlink()
+    mine = CliRunner().invoke(cli.main, [*command, str(run)])
+    assert "--trust" not in mine.output
+    mark.unlink(missing_ok=True)
+    key.unlink()
+    for name in (run, run / "config.toml"):
+        refused = CliRunner().invoke(cli.main, [*command, str(name)])
+        assert refused.exit_code == 1
+        assert (
+            f"error: {run} was not made here by you, and would import example_envs:Marks, " in refused.stderr
+        )
+        assert not mark.exists()
+    trusted = CliRunner().invoke(cli.main, [*command, str(run), "--trust"])
+    assert "--trust" not in trusted.output
+    assert mark.exists() == (command[0] == "bench")  # solving makes no step
 
 
 def test_a_signature_is_of_one_configuration(key, tmp_path):
@@ -136,7 +161,7 @@ def test_one_process_at_a_time_and_a_killed_one_holds_nothing(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from rlagents import machine, runs, toml
+from rlagents import cli, machine, runs, toml
 with runs.locked(Path({str(run)!r})):
     print("locked", flush=True)
     time.sleep(600)

@@ -111,6 +111,11 @@ class Gymnasium(Vectorised):
         "empty: the numbers themselves",
     )
     masks: bool = Field(default=True, description='heed info["action_mask"], the legal actions')
+    on_crash: Literal["stop", "restart"] = Field(
+        default="stop",
+        description="when an environment fails or its process dies: stop: so does the run; "
+        "restart: all start anew, and the episodes under way are lost",
+    )
 
 
 class Carla(Vectorised):

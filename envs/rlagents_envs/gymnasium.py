@@ -6,6 +6,7 @@ spawn), never forked from a process in which threads may hold locks.
 """
 
 import contextlib
+import copy
 import difflib
 import importlib
 import math
@@ -34,7 +35,12 @@ from rlagents_envs.vector import Bools, Layout, Obs, Outcome, Pending, first_see
 
 AnyEnv = gymnasium.Env[Any, Any]
 _METRICS = "episode_metrics"  # in `info` at the end of an episode: numbers about it, by name
+CRASHES = 5  # of one environment without an episode between, after which starting anew does not mend it
 PATIENCE = 10.0  # seconds that closing waits for a step under way before it ends the processes
+
+
+class _CrashedError(Exception):
+    """The environments failed, have ended, and may start anew."""
 
 
 class GymnasiumEnvironments:
@@ -42,6 +48,8 @@ class GymnasiumEnvironments:
 
     Attributes:
         drivers: names of the scripted drivers that the environments bring along.
+        crashes: what failed and was started anew (`on_crash`), for who reads it to empty. One failure ends
+            all of them: the others' episodes could not be brought back without the one that failed.
 
     `info["action_mask"]` becomes the mask; where an environment gave none, or one without a legal action,
     everything is legal. A Discrete action space that does not start at 0 is shifted.
@@ -84,16 +92,24 @@ class GymnasiumEnvironments:
         self._pending = Pending(self.count, self.actions)
         self._ended = np.zeros(self.count, np.bool_)
         self._sent: NDArray[np.int64] | None = None  # the newest actions, as the environments know them
-        self._vector: SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]
+        self.crashes: list[RuntimeError] = []
+        self._restart = isinstance(config, Gymnasium) and config.on_crash == "restart"
+        self._crashes = np.zeros(self.count, np.int64)  # of each since its last episode
+        self._crashed = False  # whether all have ended
+        self._lost = False  # whether that was told, so that the next step only resets
+        self._makers, self._backend = makers, config.backend
+        self._vector = self._made()
+
+    def _made(self) -> SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]:
+        """Starts the environments, and their processes."""
         with _quiet():
-            if config.backend == "sync":
-                self._vector = SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
-                return
+            if self._backend == "sync":
+                return SyncVectorEnv(self._makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
             ways = multiprocessing.get_all_start_methods()
             try:
                 # Without shared memory, workers of Gymnasium 1.4 keep a pending auto-reset across a reset.
-                self._vector = AsyncVectorEnv(
-                    makers,
+                return AsyncVectorEnv(
+                    self._makers,
                     shared_memory=True,
                     copy=False,
                     context="forkserver" if "forkserver" in ways else "spawn",
@@ -107,39 +123,71 @@ class GymnasiumEnvironments:
 
     def reset(self, seed: int) -> tuple[Obs, Bools | None]:
         """Starts every environment anew, with consecutive seeds."""
-        self._ask(self._drain)
+        with contextlib.suppress(_CrashedError):
+            self._ask(self._drain)
         self._pending.restart()
-        obs, info = self._ask(lambda: self._vector.reset(seed=first_seed(seed, self.count)))
-        self._ended, self._sent = np.zeros(self.count, np.bool_), None
-        return self._observer(obs, ~self._ended), self._mask(info)
+        self._seed, self._lost, self._sent = seed, False, None
+        info = self._fresh()
+        return self._seen, self._mask(info)
+
+    def _fresh(self) -> dict[str, Any]:
+        """Resets all environments, after starting them if they crashed; returns what they say."""
+
+        def anew() -> Any:
+            if self._crashed:
+                self._vector, self._crashed = self._made(), False
+            return self._vector.reset(seed=first_seed(self._seed, self.count))
+
+        while True:
+            with contextlib.suppress(_CrashedError):
+                obs, info = self._ask(anew)
+                self._ended = np.zeros(self.count, np.bool_)
+                self._seen = self._observer(obs, ~self._ended)
+                return info
 
     def send(self, actions: NDArray[np.int64]) -> None:
         """Hands the actions to the worker processes; without any, the step happens in `recv`."""
         self._sent = actions = self._pending.put(actions) + self._start
-        if isinstance(self._vector, AsyncVectorEnv):
+        if isinstance(self._vector, AsyncVectorEnv) and not self._crashed:
             vector = self._vector
-            self._ask(lambda: vector.step_async(actions))
+            with contextlib.suppress(_CrashedError):  # told in `recv`
+                self._ask(lambda: vector.step_async(actions))
 
     def recv(self) -> Outcome:
         """Waits for the workers, or makes the step.
 
         Raises:
-            RuntimeError: If an environment failed, with its error in one line; all are closed then.
+            RuntimeError: If an environment failed, with its error in one line; all are closed then. With
+                `on_crash = "restart"` only if one did so too often.
         """
         actions = self._pending.take() + self._start
-        vector = self._vector
-        obs, reward, terminated, truncated, info = self._ask(
-            vector.step_wait if isinstance(vector, AsyncVectorEnv) else lambda: vector.step(actions)
-        )
+        no, vector = np.zeros(self.count, np.bool_), self._vector
+        if self._lost:
+            self._lost, self._seed = False, self._seed + self.count  # none of the games before
+            info = self._fresh()
+            return Outcome(self._seen, no.astype(np.float32), no, no, no, self._mask(info))
+        try:
+            if self._crashed:
+                raise _CrashedError
+            obs, reward, terminated, truncated, info = self._ask(
+                vector.step_wait if isinstance(vector, AsyncVectorEnv) else lambda: vector.step(actions)
+            )
+        except _CrashedError:
+            self._lost = True
+            made_up = copy.deepcopy(self._seen)
+            return Outcome(made_up, no.astype(np.float32), no, ~no, ~no, None, ~no)
         fresh, self._ended = self._ended, terminated | truncated
+        lost = np.asarray(info["lost"], np.bool_) if "lost" in info else None
+        self._crashes[self._ended if lost is None else self._ended & ~lost] = 0
+        self._seen = self._observer(obs, fresh)
         return Outcome(
-            self._observer(obs, fresh),
+            self._seen,
             reward.astype(np.float32),
             terminated,
             truncated & ~terminated,
             self._ended.copy(),
             self._mask(info),
-            np.asarray(info["lost"], np.bool_) if "lost" in info else None,
+            lost,
             self._metrics(info),
         )
 
@@ -147,7 +195,7 @@ class GymnasiumEnvironments:
         """Returns what environment 0 renders."""
         if not self._pictures or self._pending.waiting is not None:
             raise RuntimeError("picture needs environments made with pictures=True, and no step under way")
-        picture = np.array(self._ask(lambda: self._vector.call("picture"))[0])
+        picture = np.array(self._ask(lambda: self._vector.call("picture"), restart=False)[0])
         if picture.ndim != 3 or picture.shape[2] != 3:
             raise RuntimeError(f"{self._id} must render [height, width, 3], got {picture.shape}")
         return picture.astype(np.uint8)
@@ -157,7 +205,8 @@ class GymnasiumEnvironments:
 
         An environment has drivers if it names them in `metadata["drivers"]` and has `scripted(name)`.
         """
-        return np.array(self._ask(lambda: self._vector.call("scripted", driver)), np.int64) - self._start
+        chosen = self._ask(lambda: self._vector.call("scripted", driver), restart=False)
+        return np.array(chosen, np.int64) - self._start
 
     def close(self) -> None:
         """Ends the environments and their processes; one that does not answer is ended by force."""
@@ -171,13 +220,12 @@ class GymnasiumEnvironments:
     def _drain(self, timeout: float | None = None) -> None:
         if self._pending.waiting is not None:
             self._pending.take()
-            if isinstance(self._vector, AsyncVectorEnv):
+            if isinstance(self._vector, AsyncVectorEnv) and not self._crashed:
                 with _quiet():
                     self._vector.step_wait(timeout)
 
     def _end(self) -> None:
         """Ends everything without asking: after a failure Gymnasium's own close waits for answers."""
-        self._pending.close()
         if isinstance(self._vector, AsyncVectorEnv):
             for process in self._vector.processes:
                 process.kill()
@@ -189,33 +237,54 @@ class GymnasiumEnvironments:
             with contextlib.suppress(Exception):
                 self._vector.close()
 
-    def _ask(self, call: Callable[[], Any]) -> Any:
-        """Calls into the environments; their failure closes them all and becomes a RuntimeError."""
+    def _ask(self, call: Callable[[], Any], *, restart: bool = True) -> Any:
+        """Calls into the environments; their failure ends them all.
+
+        Raises:
+            RuntimeError: an environment failed; nothing can be asked any more.
+            _CrashedError: it failed, and may start anew.
+        """
         try:
             if isinstance(self._vector, SyncVectorEnv):
                 return call()
             with _quiet():  # Gymnasium would write the worker's traceback as warnings
                 return call()
         except BaseException as error:  # Ctrl-C too: a half-received step cannot be finished
-            dead = self._dead() if isinstance(error, EOFError | ConnectionError) else ""
+            dead = self._dead() if isinstance(error, EOFError | ConnectionError) else {}
             self._end()
-            if dead:
-                raise RuntimeError(f"{self._id} failed: a worker process ended ({dead})") from error
-            if isinstance(error, BrokenEnvironmentError):
-                raise error.own() from error
             if not isinstance(error, Exception):
+                self._pending.close()
                 raise
-            raise RuntimeError(f"{self._id} failed: {_line(error)}") from error
+            if dead:
+                failed = list(dead)
+                broken = RuntimeError(
+                    f"{self._id} failed: a worker process ended ({'; '.join(dead.values())})"
+                )
+            elif isinstance(error, BrokenEnvironmentError):
+                broken = error.own()
+                failed = [broken.index]
+            else:
+                failed = list(range(self.count))
+                broken = RuntimeError(f"{self._id} failed: {_line(error)}")
+            self._crashes[failed] += 1
+            if self._restart and restart and self._crashes.max() <= CRASHES:
+                self._crashed = True
+                self.crashes.append(broken)
+                raise _CrashedError from error
+            self._pending.close()
+            if self._restart and restart:
+                broken.args = (f"{broken}; it crashed {CRASHES} times before, without an episode between",)
+            raise broken from error
 
-    def _dead(self) -> str:
+    def _dead(self) -> dict[int, str]:
         """Returns which workers ended, how, and on which action."""
-        found: list[str] = []
+        found: dict[int, str] = {}
         for index, process in enumerate(cast("Any", self._vector).processes):
             process.join(0.2)  # what it is about to end with is not known at once
             if not process.is_alive():
                 action = "" if self._sent is None else f", action {self._sent[index]}"
-                found.append(f"environment {index}, exit code {process.exitcode}{action}")
-        return "; ".join(found) or "it closed its pipe"
+                found[index] = f"environment {index}, exit code {process.exitcode}{action}"
+        return found
 
     def _metrics(self, info: dict[str, Any]) -> dict[int, dict[str, float]] | None:
         """Returns what environments reported about episodes that ended in this step."""
@@ -325,6 +394,8 @@ def _grid(env: Any, states: int) -> tuple[int, int] | None:
 
 class BrokenEnvironmentError(RuntimeError):
     """What an environment did wrong while it ran: one line that names it, with its traceback as a note."""
+
+    index: int = 0  # which of the N
 
     def own(self) -> "BrokenEnvironmentError":
         """Returns the error of the worker: Gymnasium wraps it in another one, without its notes."""
@@ -450,6 +521,7 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
             # A type of ours, because a worker's exception has to be pickled to reach its parent.
             told = f"{self._name} failed in {what}: {_line(error)} (environment {self._index}, {given})"
             broken = BrokenEnvironmentError(told)
+            broken.index = self._index
             broken.add_note(traceback.format_exc())
             raise broken from error
 

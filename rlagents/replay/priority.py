@@ -58,10 +58,15 @@ class SumTree:
         """Returns the priorities of the first rows, float32."""
         return torch.as_tensor(self._flat[2][:rows]).float()
 
-    def clear(self) -> None:
-        """Sets every priority to zero."""
-        for level in self._flat:
-            level[:] = 0
+    def rewrite(self, row: Tensor, priority: Tensor) -> None:
+        """Sets priorities [M], or one for all, of rows [M] int64, and zero for every other row.
+
+        For many rows: `write` gathers the whole block of each.
+        """
+        self._flat[2][:] = 0
+        self._flat[2][self._array(row)] = self._array(priority.double())
+        self._flat[1][:] = self._levels[2].sum(1)
+        self._flat[0][:] = self._levels[1].sum(1)
 
     def find(self, share: Tensor) -> Tensor:
         """Returns the rows [M] at which the running sum of priorities exceeds `share` of the total.
@@ -150,8 +155,9 @@ class Proportional:
 
     def reopen(self, row: NDArray[np.int64]) -> None:
         """Makes rows the only sampleable ones, with their saved priorities, or else the highest."""
-        self._tree.clear()
-        self._write(row, self._highest if self._saved is None else self._saved[row].to(self._highest.device))
+        saved, device = self._saved, self._highest.device
+        priority = self._highest if saved is None else saved[row].to(device)
+        self._tree.rewrite(torch.from_numpy(row).to(device), priority)
         self._saved, self._length = None, len(row)
 
     def state_dict(self) -> State:

@@ -266,8 +266,13 @@ class Ring:
             self._newest[name] = parts[name].numpy()[-self.environments :]
         self.time = stop
 
+    def forget(self) -> None:
+        """Forgets all rows, before the first `restore`."""
+        self.time = 0
+        self._final[:] = True
+
     def _pieces(self, start: int, stop: int) -> list[slice]:
-        """Returns where the rows of times [start, stop) lie: in two pieces if they go round the ring's end."""
+        """Returns where the rows of times [start, stop) lie: in two pieces if they go round the end."""
         pieces: list[slice] = []
         while start < stop:
             slot = start % self.rows
@@ -280,9 +285,9 @@ class Ring:
         """Makes sampleable what may be sampled, after the last `restore`."""
         if self.time:
             self._mend(0)  # a row may have been saved before its successor got lost
-        times = range(max(0, self.time - self.rows + self.stack - 1), self.time - self.n_step)
-        rows = [self._sampleable(time) for time in times]
-        self.sampler.reopen(np.concatenate(rows) if rows else np.zeros(0, np.int64))
+        times = np.arange(max(0, self.time - self.rows + self.stack - 1), self.time - self.n_step)
+        slots = times % self.rows
+        self.sampler.reopen((slots[:, None] * self.environments + self._lanes)[~self._final[slots]])
 
 
 def _read(column: Tensor, rows: Sequence[slice]) -> Tensor:
