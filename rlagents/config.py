@@ -266,20 +266,15 @@ class Network(Model):
 
 
 class Learner(Model):
-    """What every agent that learns from the replay has."""
+    """What every agent has."""
 
     discount: Probability = Field(
         default=0.99, description="of the rewards and values that follow, per env step"
     )
-    n_step: int = Field(default=1, ge=1, le=100, description="rewards summed before the bootstrap")
-    batch_size: int = Field(default=64, ge=1, description="transitions per learner step (B)")
-    learn_every: EnvSteps = Field(default=4, description="env steps per learner step")
-    learning_starts: int = Field(default=1_000, ge=0, description="env steps before the first learner step")
     learning_rate: float = Field(default=5e-4, gt=0, description="at the start")
     learning_rate_end: float = Field(
         default=-1.0, ge=-1, description="at the end of the budget, linear in between; -1: constant"
     )
-    replay: Replay = Replay()
 
     @property
     def final_learning_rate(self) -> float:
@@ -287,10 +282,19 @@ class Learner(Model):
         return self.learning_rate if self.learning_rate_end < 0 else self.learning_rate_end
 
 
-class DQN(Learner):
-    """Q-learning with a network and the replay."""
+class ReplayLearner(Learner):
+    """What every agent that can learn from the replay has."""
 
-    kind: Literal["dqn"] = "dqn"
+    n_step: int = Field(default=1, ge=1, le=100, description="rewards summed before the bootstrap")
+    batch_size: int = Field(default=64, ge=1, description="transitions per learner step (B)")
+    learn_every: EnvSteps = Field(default=4, description="env steps per learner step")
+    learning_starts: int = Field(default=1_000, ge=0, description="env steps before the first learner step")
+    replay: Replay = Replay()
+
+
+class NetworkLearner(Learner):
+    """What every agent with a network has."""
+
     learning_rate: float = Field(default=5e-4, gt=0, description="of Adam, at the start")
     learning_rate_schedule: Literal["linear", "cosine"] = Field(
         default="linear", description="way from learning_rate to learning_rate_end"
@@ -300,31 +304,37 @@ class DQN(Learner):
         default=0.0, ge=0, description="decoupled (AdamW), times the learning rate; 0: none"
     )
     gradient_clip: float = Field(default=10.0, ge=0, description="largest norm of the gradient; 0: no limit")
-    double: bool = Field(
-        default=False, description="online network chooses, target network values (van Hasselt et al. 2016)"
-    )
     reward_transform: Literal["none", "sign", "scale", "normalise"] = Field(
         default="none",
         description="of the rewards learned, not of those reported; normalise: by the deviation of returns",
     )
     reward_scale: float = Field(default=1.0, gt=0, description="what rewards are multiplied by to scale them")
-    reset_head_every: int = Field(
-        default=0, ge=0, description="env steps after which the last layers start anew; 0: never"
-    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of a convolutional body; auto: bfloat16 where the device computes in it"
     )
     cuda_graph: bool = Field(
         default=True, description="on a GPU, learner steps are recorded once and launched as one CUDA graph"
     )
+    network: Network = Network()
+
+
+class DQN(NetworkLearner, ReplayLearner):
+    """Q-learning with a network and the replay."""
+
+    kind: Literal["dqn"] = "dqn"
+    double: bool = Field(
+        default=False, description="online network chooses, target network values (van Hasselt et al. 2016)"
+    )
+    reset_head_every: int = Field(
+        default=0, ge=0, description="env steps after which the last layers start anew; 0: never"
+    )
     target: Target = FixedTarget()
     values: Values = ScalarValues()
     munchausen: Munchausen = Munchausen()
-    network: Network = Network()
     exploration: Exploration = EpsilonGreedy()
 
 
-class QLearning(Learner):
+class QLearning(ReplayLearner):
     """A table of values, learned online or from the replay: Q-learning, SARSA and their kin."""
 
     kind: Literal["q_learning"] = "q_learning"
