@@ -265,6 +265,14 @@ class Network(Model):
     noise: float = Field(default=0.5, gt=0, description="size of that noise at the start (sigma_0)")
 
 
+class NormalisedNetwork(Network):
+    """The same, with LayerNorm unless told otherwise."""
+
+    layer_norm: bool = Field(
+        default=True, description="LayerNorm before each ReLU, which learning without a target network needs"
+    )
+
+
 class Learner(Model):
     """What every agent has."""
 
@@ -315,7 +323,6 @@ class NetworkLearner(Learner):
     cuda_graph: bool = Field(
         default=True, description="on a GPU, learner steps are recorded once and launched as one CUDA graph"
     )
-    network: Network = Network()
 
 
 class DQN(NetworkLearner, ReplayLearner):
@@ -331,7 +338,26 @@ class DQN(NetworkLearner, ReplayLearner):
     target: Target = FixedTarget()
     values: Values = ScalarValues()
     munchausen: Munchausen = Munchausen()
+    network: Network = Network()
     exploration: Exploration = EpsilonGreedy()
+
+
+class PQN(NetworkLearner):
+    """Q-learning with a network from what many environments just did: no replay, no target network."""
+
+    kind: Literal["pqn"] = "pqn"
+    rollout: int = Field(
+        default=32, ge=1, description="env steps of each environment that are learned from at once (T)"
+    )
+    epochs: int = Field(default=2, ge=1, description="times that each rollout is gone through (E)")
+    minibatches: int = Field(default=32, ge=1, description="learner steps of an epoch (M)")
+    trace_decay: Probability = Field(
+        default=0.65,
+        description="weight of the return against the bootstrap at each step (lambda); 0: one step only",
+    )
+    values: ScalarValues = ScalarValues(loss="mse")
+    network: NormalisedNetwork = NormalisedNetwork()
+    exploration: Annotated[EpsilonGreedy | Boltzmann, Field(discriminator="kind")] = EpsilonGreedy()
 
 
 class QLearning(ReplayLearner):
@@ -364,7 +390,7 @@ class QLearning(ReplayLearner):
     exploration: EpsilonGreedy = EpsilonGreedy()
 
 
-AgentConfig = Annotated[DQN | QLearning, Field(discriminator="kind")]
+AgentConfig = Annotated[DQN | PQN | QLearning, Field(discriminator="kind")]
 
 
 class Experiment(Model):
@@ -375,25 +401,42 @@ class Experiment(Model):
     agent: AgentConfig = DQN()
     checkpoint: Checkpoint = Checkpoint()
 
+    @property
+    def timesteps_kept(self) -> int:
+        """Timesteps that the agent keeps at once, in all environments together."""
+        agent = self.agent
+        return agent.rollout * self.env.count if isinstance(agent, PQN) else agent.replay.capacity
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         """Refuses values that are each fine and impossible together."""
-        stack = getattr(self.env, "frame_stack", 1)
-        rows = self.agent.replay.capacity // self.env.count
-        need = stack + self.agent.n_step + 1
-        problems = list(_clashes(self.agent))
-        if rows < need:
-            problems.append(
-                f"agent.replay.capacity must hold at least {need} timesteps of each environment "
-                f"(frame_stack + n_step + 1), got {self.agent.replay.capacity} for {self.env.count} "
-                f"environments; set agent.replay.capacity to {need * self.env.count} or more"
-            )
+        problems = [*_clashes(self.agent), *_misfits(self.agent, self.env)]
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
 
-def _clashes(agent: DQN | QLearning) -> Iterator[str]:
+def _misfits(agent: DQN | PQN | QLearning, env: EnvConfig) -> Iterator[str]:
+    """Yields what of an agent does not go with its environments, each with its reason."""
+    if isinstance(agent, PQN):
+        steps = env.count * agent.rollout
+        if steps % agent.minibatches:
+            yield (
+                "agent.minibatches must divide the env steps of a rollout, env.count * agent.rollout = "
+                f"{env.count} * {agent.rollout} = {steps}, got {agent.minibatches}"
+            )
+        return
+    capacity = agent.replay.capacity
+    need = getattr(env, "frame_stack", 1) + agent.n_step + 1
+    if capacity // env.count < need:
+        yield (
+            f"agent.replay.capacity must hold at least {need} timesteps of each environment "
+            f"(frame_stack + n_step + 1), got {capacity} for {env.count} environments; set "
+            f"agent.replay.capacity to {need * env.count} or more"
+        )
+
+
+def _clashes(agent: DQN | PQN | QLearning) -> Iterator[str]:
     """Yields what of an agent is impossible together, each with its reason."""
     if isinstance(agent, QLearning):
         if wrong := _contradiction(agent):
@@ -406,12 +449,23 @@ def _clashes(agent: DQN | QLearning) -> Iterator[str]:
         if agent.exploration.ladder:
             yield f"agent.exploration.ladder must be 0 for a table, got {agent.exploration.ladder}"
         return
-    if agent.exploration.kind == "noisy" and not agent.network.noisy:
+    if isinstance(agent, PQN):
+        if agent.network.noisy:
+            yield (
+                "agent.network.noisy must be false where agent.kind is pqn, got true: its goals count on the "
+                "values that it acts on, which noise would make too high"
+            )
+        if agent.rollout == 1 and agent.trace_decay:
+            yield (
+                "agent.rollout must be above 1 for agent.trace_decay to weigh anything, got 1; set "
+                "agent.trace_decay to 0 for one-step goals"
+            )
+    elif agent.exploration.kind == "noisy" and not agent.network.noisy:
         yield (
             "agent.network.noisy must be true where agent.exploration.kind is noisy, got false: nothing else "
             "would explore"
         )
-    if agent.munchausen.share and agent.double:
+    if isinstance(agent, DQN) and agent.munchausen.share and agent.double:
         yield (
             "agent.double must be false where agent.munchausen.share is not 0, got true: soft values have no "
             "best action that the other network could choose"

@@ -23,8 +23,7 @@ from rlagents.agents.guard import Guard
 from rlagents.agents.rewards import ReturnScale, transformed
 from rlagents.agents.values import Values, midpoints, soften
 from rlagents.agents.values import make as make_values
-from rlagents.agents.weights import Weights, copy_buffers, seeded
-from rlagents.agents.weights import copy as copy_tensors
+from rlagents.agents.weights import Weights, copy_buffers, copy_tensors, seeded
 from rlagents.config import DQN as Config
 from rlagents.config import FixedTarget, NoTarget, SoftTarget
 from rlagents.networks import Network, Noise

@@ -3,7 +3,7 @@
 Both agents with a network learn through this; what they learn towards is their own affair.
 """
 
-import copy as copying
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -43,7 +43,7 @@ class Weights:
         self.narrow = config.precision == "bfloat16" or (
             config.precision == "auto" and has_pixels(layout) and computes_in_bfloat16(device)
         )
-        self.working = copying.deepcopy(self.online).narrow_() if self.narrow else self.online
+        self.working = copy.deepcopy(self.online).narrow_() if self.narrow else self.online
         self.renewed = list(self.working.parameters()) if self.narrow else []
         self.parameters = list(self.online.parameters())
         self._device, self._clip = device, config.gradient_clip
@@ -79,12 +79,12 @@ class Weights:
             for wide in self.parameters:
                 if wide.grad is None:
                     wide.grad = torch.empty_like(wide)
-            copy(_gradients(self.parameters), _gradients(self.renewed))
+            copy_tensors(_gradients(self.parameters), _gradients(self.renewed))
         if self._clip:
             norm = [nn.utils.clip_grad_norm_(self.parameters, self._clip)]
         self.optimizer.step()
         if self.renewed:
-            copy(self.renewed, self.parameters)
+            copy_tensors(self.renewed, self.parameters)
         for parameter in self.renewed or self.parameters:
             parameter.grad = None
         return norm
@@ -103,7 +103,7 @@ class Weights:
         self.online.load_state_dict(state["policy"])
         copy_buffers(self.working, self.online)
         if self.renewed:
-            copy(self.renewed, self.parameters)
+            copy_tensors(self.renewed, self.parameters)
         self.optimizer.state.clear()
         for name, parameter in self.online.named_parameters():
             if moments := state["optimizer"].get(name):
@@ -123,7 +123,7 @@ def seeded(build: Callable[[], Network], seed: int) -> Network:
 
 
 @torch.no_grad()
-def copy(to: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+def copy_tensors(to: Sequence[Tensor], source: Sequence[Tensor]) -> None:
     """Copies tensors to others of their shapes, whatever their precision, in one call."""
     torch._foreach_copy_(list(to), list(source))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
