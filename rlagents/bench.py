@@ -78,10 +78,11 @@ def update(plan: Plan, *, batches: Sequence[int], precisions: Sequence[str]) -> 
     It learns through `learn`, while the env steps are counted up as if they were made: so the target network
     is renewed as often as in a training.
     """
+    agent = plan.experiment().agent
+    if not isinstance(agent, DQN):
+        raise UsageError(f"agent.kind must be dqn for bench update, got {agent.kind}")
     experiment = plan.experiment("agent.learning_starts=4000")
     on = runs.choose_device(experiment.run.device)
-    if not isinstance(experiment.agent, DQN):
-        raise UsageError(f"agent.kind must be dqn for bench update, got {experiment.agent.kind}")
     things: list[Thing] = []
     for batch, precision in product(batches, precisions):
         settings = (f"agent.batch_size={batch}", f"agent.precision={precision}", *_RANDOM)
