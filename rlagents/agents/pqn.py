@@ -1,4 +1,4 @@
-"""Q-learning with a network from what many environments just did: PQN (Gallici et al. 2024, algorithm 1).
+"""Q-learning with a network from what many environments just did: PQN (Gallici et al. 2024).
 
     goal = reward + discount * ((1 - lambda) * max over a of Q(next_obs, a) + lambda * next goal)
 

@@ -124,8 +124,8 @@ class Rollout:
 def lambda_returns(reward: Tensor, discount: Tensor, value: Tensor, carry: Tensor) -> Tensor:
     """Returns G(t) = reward(t) + discount(t) * ((1 - carry(t)) * value(t) + carry(t) * G(t + 1)).
 
-    Peng and Williams 1996, as in Gallici et al. 2024, equation 8: the next action counts as it was done,
-    greedy or not. Nothing is carried over from behind the last row.
+    This is the Q(lambda) of Peng and Williams (1996): the next action counts as it was done, greedy or not.
+    Nothing is carried over from behind the last row.
 
     Args:
         reward: [T, N].
