@@ -7,13 +7,13 @@ through the real replay, and learning happens in the real loop; a benchmark deci
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import cycle, islice, product
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 
 from rlagents import agents, machine, runs, toml
-from rlagents.config import DQN, Experiment
+from rlagents.config import DQN, PQN, Experiment, NetworkLearner
 from rlagents.errors import UsageError
 from rlagents.loop import Trail, interact
 from rlagents.peers import MISSING, OURS, SB3_PACKAGE, Store, installed
@@ -25,7 +25,6 @@ from rlagents.types import Agent, Metrics, Step, each
 from rlagents_envs.config import Atari, CartPole, EnvConfig, Gridworld, Gymnasium
 from rlagents_envs.vector import Environments
 
-_Learner: TypeAlias = agents.DQN | agents.QLearning
 _RANDOM = ("agent.exploration.kind=epsilon", "agent.exploration.start=1.0", "agent.exploration.end=1.0")
 _NEVER = f"agent.learning_starts={2**40}"
 _RECORDED = 64  # ticks of the real environments that fill a replay, over and over
@@ -44,9 +43,10 @@ def lasting(plan: Plan) -> Experiment:
 
     The user's settings win.
     """
-    scheduled = hasattr(plan.experiment().agent.exploration, "steps")
-    ended = ("agent.exploration.steps=0",) if scheduled else ()
-    return plan.experiment("agent.learning_starts=1000", *ended)
+    agent = plan.experiment().agent
+    ended = ("agent.exploration.steps=0",) if hasattr(agent.exploration, "steps") else ()
+    started = () if isinstance(agent, PQN) else ("agent.learning_starts=1000",)
+    return plan.experiment(*started, *ended)
 
 
 def env(plan: Plan, *, everything: bool = False, act: bool = False) -> Report:
@@ -78,10 +78,11 @@ def update(plan: Plan, *, batches: Sequence[int], precisions: Sequence[str]) -> 
     It learns through `learn`, while the env steps are counted up as if they were made: so the target network
     is renewed as often as in a training.
     """
+    agent = plan.experiment().agent
+    if not isinstance(agent, DQN):
+        raise UsageError(f"agent.kind must be dqn for bench update, got {agent.kind}")
     experiment = plan.experiment("agent.learning_starts=4000")
     on = runs.choose_device(experiment.run.device)
-    if not isinstance(experiment.agent, DQN):
-        raise UsageError(f"agent.kind must be dqn for bench update, got {experiment.agent.kind}")
     things: list[Thing] = []
     for batch, precision in product(batches, precisions):
         settings = (f"agent.batch_size={batch}", f"agent.precision={precision}", *_RANDOM)
@@ -96,6 +97,10 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
     Where it is prioritised, writing the priorities of a batch is timed, too.
     """
     experiment = plan.experiment()
+    if isinstance(experiment.agent, PQN):
+        raise UsageError(
+            "agent.kind must be dqn or q_learning for bench replay, got pqn, which has no replay"
+        )
     random = toml.load(experiment, (*_RANDOM, _NEVER))
     on, count = runs.choose_device(experiment.run.device), experiment.env.count
     with closing(runs.environments(experiment.env)) as envs:
@@ -131,7 +136,7 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
         ours, theirs = by_name[f"{OURS}, {operation}"], by_name[f"{name}, {operation}"]
         pair = (ours, theirs) if operation == insert else (theirs, ours)  # rates, or times
         rows.append(ratio(f"{OURS} faster than {name}, {operation}", *pair))
-    note = f"capacity {experiment.agent.replay.capacity:,} timesteps"
+    note = f"capacity {experiment.timesteps_kept:,} timesteps"
     missing, extras = ([], [SB3_PACKAGE]) if compared else ([MISSING], [])
     return _report("bench replay", plan, experiment, on, [*rows, *memory], [note, *missing], extras)
 
@@ -141,10 +146,12 @@ def train(plan: Plan, *, precisions: Sequence[str]) -> Report:
     experiment = lasting(plan)
     on = runs.choose_device(experiment.run.device)
     variants = {experiment.agent.kind: experiment}
-    if isinstance(experiment.agent, DQN):
+    config = experiment.agent
+    if isinstance(config, NetworkLearner):
         variants = {name: toml.load(experiment, [f"agent.precision={name}"]) for name in precisions}
     sizes: list[Row] = []
-    notes = [f"learning from env step {experiment.agent.learning_starts:,} on"]
+    starts = experiment.timesteps_kept if isinstance(config, PQN) else config.learning_starts
+    notes = [f"learning from env step {starts:,} on"]
     with ExitStack() as stack:
         things: list[Thing] = []
         for name, variant in variants.items():
@@ -199,12 +206,16 @@ def _playing(envs: Environments, agent: Agent | None) -> Iterator[tuple[int]]:
         obs, mask, ended = outcome.obs, outcome.mask, outcome.ended
 
 
-def _loop(experiment: Experiment, envs: Environments, agent: _Learner) -> Iterator[tuple[Step, Metrics]]:
+def _loop(
+    experiment: Experiment, envs: Environments, agent: agents.AnyAgent
+) -> Iterator[tuple[Step, Metrics]]:
     trail = Trail(Streams(experiment.run.seed), envs.count, envs.actions)
     return interact(envs, agent, trail, reset_every=experiment.run.reset_every)
 
 
-def _training(experiment: Experiment, envs: Environments, agent: _Learner) -> Iterator[tuple[int, int]]:
+def _training(
+    experiment: Experiment, envs: Environments, agent: agents.AnyAgent
+) -> Iterator[tuple[int, int]]:
     """Trains for ever; yields env steps and learner steps of each tick, from the first learner step on."""
     tracker = Tracker(envs.count)
     learned = env_steps = 0
@@ -217,12 +228,14 @@ def _training(experiment: Experiment, envs: Environments, agent: _Learner) -> It
 
 def _updating(experiment: Experiment, on: torch.device) -> Iterator[tuple[int]]:
     """Fills the replay, then updates for ever; yields the updates of each call."""
+    config = experiment.agent
+    assert isinstance(config, DQN)  # `update` saw to it
     with closing(runs.environments(experiment.env)) as envs:
         agent = runs.agent(experiment, envs, on)
         for _ in _loop(experiment, envs, agent):
-            if agent.replay and agent.env_steps >= experiment.agent.learning_starts:
+            if agent.replay and agent.env_steps >= config.learning_starts:
                 break
-    stride = max(experiment.env.count, experiment.agent.learn_every)
+    stride = max(experiment.env.count, config.learn_every)
     while True:
         before = agent.learner_steps
         agent.env_steps += stride
@@ -232,7 +245,7 @@ def _updating(experiment: Experiment, on: torch.device) -> Iterator[tuple[int]]:
 
 def _filled(name: str, store: Store, experiment: Experiment, on: torch.device) -> list[Row]:
     """Fills a replay; returns the memory that it takes."""
-    ticks = experiment.agent.replay.capacity // experiment.env.count
+    ticks = experiment.timesteps_kept // experiment.env.count
     timesteps = ticks * experiment.env.count
     before = machine.resident(on)
     for row in islice(cycle(store.rows), ticks):

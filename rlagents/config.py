@@ -265,21 +265,24 @@ class Network(Model):
     noise: float = Field(default=0.5, gt=0, description="size of that noise at the start (sigma_0)")
 
 
+class NormalisedNetwork(Network):
+    """The same, with LayerNorm unless told otherwise."""
+
+    layer_norm: bool = Field(
+        default=True, description="LayerNorm before each ReLU, which learning without a target network needs"
+    )
+
+
 class Learner(Model):
-    """What every agent that learns from the replay has."""
+    """What every agent has."""
 
     discount: Probability = Field(
         default=0.99, description="of the rewards and values that follow, per env step"
     )
-    n_step: int = Field(default=1, ge=1, le=100, description="rewards summed before the bootstrap")
-    batch_size: int = Field(default=64, ge=1, description="transitions per learner step (B)")
-    learn_every: EnvSteps = Field(default=4, description="env steps per learner step")
-    learning_starts: int = Field(default=1_000, ge=0, description="env steps before the first learner step")
     learning_rate: float = Field(default=5e-4, gt=0, description="at the start")
     learning_rate_end: float = Field(
         default=-1.0, ge=-1, description="at the end of the budget, linear in between; -1: constant"
     )
-    replay: Replay = Replay()
 
     @property
     def final_learning_rate(self) -> float:
@@ -287,10 +290,19 @@ class Learner(Model):
         return self.learning_rate if self.learning_rate_end < 0 else self.learning_rate_end
 
 
-class DQN(Learner):
-    """Q-learning with a network and the replay."""
+class ReplayLearner(Learner):
+    """What every agent that can learn from the replay has."""
 
-    kind: Literal["dqn"] = "dqn"
+    n_step: int = Field(default=1, ge=1, le=100, description="rewards summed before the bootstrap")
+    batch_size: int = Field(default=64, ge=1, description="transitions per learner step (B)")
+    learn_every: EnvSteps = Field(default=4, description="env steps per learner step")
+    learning_starts: int = Field(default=1_000, ge=0, description="env steps before the first learner step")
+    replay: Replay = Replay()
+
+
+class NetworkLearner(Learner):
+    """What every agent with a network has."""
+
     learning_rate: float = Field(default=5e-4, gt=0, description="of Adam, at the start")
     learning_rate_schedule: Literal["linear", "cosine"] = Field(
         default="linear", description="way from learning_rate to learning_rate_end"
@@ -300,22 +312,28 @@ class DQN(Learner):
         default=0.0, ge=0, description="decoupled (AdamW), times the learning rate; 0: none"
     )
     gradient_clip: float = Field(default=10.0, ge=0, description="largest norm of the gradient; 0: no limit")
-    double: bool = Field(
-        default=False, description="online network chooses, target network values (van Hasselt et al. 2016)"
-    )
     reward_transform: Literal["none", "sign", "scale", "normalise"] = Field(
         default="none",
         description="of the rewards learned, not of those reported; normalise: by the deviation of returns",
     )
     reward_scale: float = Field(default=1.0, gt=0, description="what rewards are multiplied by to scale them")
-    reset_head_every: int = Field(
-        default=0, ge=0, description="env steps after which the last layers start anew; 0: never"
-    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of a convolutional body; auto: bfloat16 where the device computes in it"
     )
     cuda_graph: bool = Field(
         default=True, description="on a GPU, learner steps are recorded once and launched as one CUDA graph"
+    )
+
+
+class DQN(NetworkLearner, ReplayLearner):
+    """Q-learning with a network and the replay."""
+
+    kind: Literal["dqn"] = "dqn"
+    double: bool = Field(
+        default=False, description="online network chooses, target network values (van Hasselt et al. 2016)"
+    )
+    reset_head_every: int = Field(
+        default=0, ge=0, description="env steps after which the last layers start anew; 0: never"
     )
     target: Target = FixedTarget()
     values: Values = ScalarValues()
@@ -324,7 +342,25 @@ class DQN(Learner):
     exploration: Exploration = EpsilonGreedy()
 
 
-class QLearning(Learner):
+class PQN(NetworkLearner):
+    """Q-learning with a network from what many environments just did: no replay, no target network."""
+
+    kind: Literal["pqn"] = "pqn"
+    rollout: int = Field(
+        default=32, ge=1, description="env steps of each environment that are learned from at once (T)"
+    )
+    epochs: int = Field(default=2, ge=1, description="times that each rollout is gone through (E)")
+    minibatches: int = Field(default=32, ge=1, description="learner steps of an epoch (M)")
+    trace_decay: Probability = Field(
+        default=0.65,
+        description="weight of the return against the bootstrap at each step (lambda); 0: one step only",
+    )
+    values: ScalarValues = ScalarValues(loss="mse")
+    network: NormalisedNetwork = NormalisedNetwork()
+    exploration: Annotated[EpsilonGreedy | Boltzmann, Field(discriminator="kind")] = EpsilonGreedy()
+
+
+class QLearning(ReplayLearner):
     """A table of values, learned online or from the replay: Q-learning, SARSA and their kin."""
 
     kind: Literal["q_learning"] = "q_learning"
@@ -354,7 +390,7 @@ class QLearning(Learner):
     exploration: EpsilonGreedy = EpsilonGreedy()
 
 
-AgentConfig = Annotated[DQN | QLearning, Field(discriminator="kind")]
+AgentConfig = Annotated[DQN | PQN | QLearning, Field(discriminator="kind")]
 
 
 class Experiment(Model):
@@ -365,25 +401,42 @@ class Experiment(Model):
     agent: AgentConfig = DQN()
     checkpoint: Checkpoint = Checkpoint()
 
+    @property
+    def timesteps_kept(self) -> int:
+        """Timesteps that the agent keeps at once, in all environments together."""
+        agent = self.agent
+        return agent.rollout * self.env.count if isinstance(agent, PQN) else agent.replay.capacity
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         """Refuses values that are each fine and impossible together."""
-        stack = getattr(self.env, "frame_stack", 1)
-        rows = self.agent.replay.capacity // self.env.count
-        need = stack + self.agent.n_step + 1
-        problems = list(_clashes(self.agent))
-        if rows < need:
-            problems.append(
-                f"agent.replay.capacity must hold at least {need} timesteps of each environment "
-                f"(frame_stack + n_step + 1), got {self.agent.replay.capacity} for {self.env.count} "
-                f"environments; set agent.replay.capacity to {need * self.env.count} or more"
-            )
+        problems = [*_clashes(self.agent), *_misfits(self.agent, self.env)]
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
 
-def _clashes(agent: DQN | QLearning) -> Iterator[str]:
+def _misfits(agent: DQN | PQN | QLearning, env: EnvConfig) -> Iterator[str]:
+    """Yields what of an agent does not go with its environments, each with its reason."""
+    if isinstance(agent, PQN):
+        steps = env.count * agent.rollout
+        if steps % agent.minibatches:
+            yield (
+                "agent.minibatches must divide the env steps of a rollout, env.count * agent.rollout = "
+                f"{env.count} * {agent.rollout} = {steps}, got {agent.minibatches}"
+            )
+        return
+    capacity = agent.replay.capacity
+    need = getattr(env, "frame_stack", 1) + agent.n_step + 1
+    if capacity // env.count < need:
+        yield (
+            f"agent.replay.capacity must hold at least {need} timesteps of each environment "
+            f"(frame_stack + n_step + 1), got {capacity} for {env.count} environments; set "
+            f"agent.replay.capacity to {need * env.count} or more"
+        )
+
+
+def _clashes(agent: DQN | PQN | QLearning) -> Iterator[str]:
     """Yields what of an agent is impossible together, each with its reason."""
     if isinstance(agent, QLearning):
         if wrong := _contradiction(agent):
@@ -396,12 +449,23 @@ def _clashes(agent: DQN | QLearning) -> Iterator[str]:
         if agent.exploration.ladder:
             yield f"agent.exploration.ladder must be 0 for a table, got {agent.exploration.ladder}"
         return
-    if agent.exploration.kind == "noisy" and not agent.network.noisy:
+    if isinstance(agent, PQN):
+        if agent.network.noisy:
+            yield (
+                "agent.network.noisy must be false where agent.kind is pqn, got true: its goals count on the "
+                "values that it acts on, which noise would make too high"
+            )
+        if agent.rollout == 1 and agent.trace_decay:
+            yield (
+                "agent.rollout must be above 1 for agent.trace_decay to weigh anything, got 1; set "
+                "agent.trace_decay to 0 for one-step goals"
+            )
+    elif agent.exploration.kind == "noisy" and not agent.network.noisy:
         yield (
             "agent.network.noisy must be true where agent.exploration.kind is noisy, got false: nothing else "
             "would explore"
         )
-    if agent.munchausen.share and agent.double:
+    if isinstance(agent, DQN) and agent.munchausen.share and agent.double:
         yield (
             "agent.double must be false where agent.munchausen.share is not 0, got true: soft values have no "
             "best action that the other network could choose"

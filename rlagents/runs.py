@@ -22,7 +22,7 @@ import torch
 import rlagents_envs
 from rlagents import agents, machine, toml
 from rlagents.checkpoint import Checkpoints
-from rlagents.config import EnvConfig, Experiment, QLearning
+from rlagents.config import PQN, EnvConfig, Experiment, QLearning
 from rlagents.errors import RunError, UsageError
 from rlagents.networks import has_pixels
 from rlagents.replay import row_bytes
@@ -40,7 +40,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 class Loaded:
     """An agent as a run saved it."""
 
-    agent: agents.DQN | agents.QLearning
+    agent: agents.AnyAgent
     config: Experiment
     step: int  # env steps at its checkpoint
     path: Path  # the run directory
@@ -231,7 +231,7 @@ def require_memory(experiment: Experiment, envs: Environments, on: torch.device)
         UsageError: it will not.
     """
     config, each = experiment.agent, row_bytes(envs.layout)
-    if isinstance(config, QLearning) and config.learn_from == "online":
+    if isinstance(config, PQN) or (isinstance(config, QLearning) and config.learn_from == "online"):
         return
     size, free = config.replay.capacity * each, machine.available(on)
     if size > free:
@@ -267,7 +267,7 @@ def environments(
         raise UsageError(str(error)) from error
 
 
-def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agents.DQN | agents.QLearning:
+def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agents.AnyAgent:
     """Builds the agent of an experiment, untrained, for its environments.
 
     Raises:
@@ -287,8 +287,11 @@ def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agent
     except ValueError as error:
         raise UsageError(str(error)) from error
     except (MemoryError, RuntimeError) as error:
-        size = experiment.agent.replay.capacity
-        raise UsageError(f"agent.replay.capacity must fit into memory, got {size}: {error}") from error
+        name, size = (
+            "rollout" if isinstance(experiment.agent, PQN) else "replay.capacity",
+            experiment.timesteps_kept,
+        )
+        raise UsageError(f"agent.{name} must fit into memory, got {size} timesteps: {error}") from error
 
 
 def _tune(envs: Environments, threads: int) -> None:

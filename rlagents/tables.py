@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rlagents_envs
-from rlagents.agents import DQN, QLearning
+from rlagents.agents import AnyAgent, QLearning
 from rlagents_envs.config import EnvConfig
 from rlagents_envs.model import Model
 
@@ -32,7 +32,7 @@ class Distance:
         )
 
 
-def distance(agent: DQN | QLearning, env: EnvConfig) -> Distance | None:
+def distance(agent: AnyAgent, env: EnvConfig) -> Distance | None:
     """Returns how far an agent's table is from Q*; None where there is no table or no model."""
     if not isinstance(agent, QLearning):
         return None
@@ -46,7 +46,7 @@ def distance(agent: DQN | QLearning, env: EnvConfig) -> Distance | None:
     return Distance(float(errors.max()), float(errors.mean()), start, best)
 
 
-def readable(agent: DQN | QLearning, env: EnvConfig) -> str | None:
+def readable(agent: AnyAgent, env: EnvConfig) -> str | None:
     """Returns V and Q as text, if not too long, and the distance from Q*; None without table or model."""
     apart = distance(agent, env)
     if apart is None or not isinstance(agent, QLearning):

@@ -251,7 +251,7 @@ def _complaint(error: ErrorDetails, table: Table) -> str:
             return _one_of(f"{path}.kind", _choices(field) if field else [], value.get("kind"))
         case "literal_error":
             field = _field(path, table)
-            return _one_of(path, _choices(field) if field else [], value)
+            return _one_of(path, list(map(str, get_args(field.annotation))) if field else [], value)
         case "int_type" if isinstance(value, float) and value.is_integer():
             return f"{path} must be an integer, got {value}; write {int(value):_}"
         case kind:
@@ -274,10 +274,13 @@ def _dotted(location: Iterable[int | str], table: Table) -> str:
 
 
 def _one_of(path: str, choices: Sequence[str], value: Any) -> str:
-    """Returns the complaint about a value that is none of several."""
+    """Returns the complaint about a value that is none of several, or not the only one."""
     got = "" if value is None else f", got {_shown(value)}"
     near = difflib.get_close_matches(str(value), choices, n=1)
-    return f"{path} must be one of {', '.join(choices)}{got}" + (f"; did you mean {near[0]}?" if near else "")
+    several = "one of " if len(choices) > 1 else ""
+    return f"{path} must be {several}{', '.join(choices)}{got}" + (
+        f"; did you mean {near[0]}?" if near else ""
+    )
 
 
 def _nearest_key(path: str, table: Table) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rlagents import runs, tables
-from rlagents.agents import DQN, QLearning
+from rlagents.agents import AnyAgent, QLearning
 from rlagents.checkpoint import Checkpoints, made_with, write_tensors
 from rlagents.config import Experiment
 from rlagents.errors import RunError
@@ -150,7 +150,7 @@ class _Training:
         self,
         experiment: Experiment,
         run: Path,
-        agent: DQN | QLearning,
+        agent: AnyAgent,
         actions: int,
         wandb: Mode,
         quiet: bool,
@@ -305,7 +305,7 @@ class _Training:
         """Returns what the newest learner step said; a number that is none stops the run, for good reason."""
         learned = {f"train/{name}": float(value) for name, value in self.tracker.learned.items()}
         wrong = [f"{name} is {value}" for name, value in learned.items() if not np.isfinite(value)]
-        suspect = self.agent.suspect() if isinstance(self.agent, DQN) else None
+        suspect = None if isinstance(self.agent, QLearning) else self.agent.suspect()
         if not wrong and suspect is None:
             return learned
         what = wrong[0] if wrong else "the gradient is no number"

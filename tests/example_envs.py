@@ -174,6 +174,11 @@ def doubled(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return gymnasium.wrappers.TransformReward(env, lambda reward: 2 * float(reward))
 
 
+def five_steps(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Cuts episodes off after five steps."""
+    return gymnasium.wrappers.TimeLimit(env, 5)
+
+
 def plus_one(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """Adds 1 to rewards."""
     return gymnasium.wrappers.TransformReward(env, lambda reward: float(reward) + 1)

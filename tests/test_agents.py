@@ -282,7 +282,7 @@ def test_the_learning_rate_may_fall_along_a_cosine():
         learning_rate_end=1e-3,
         learning_rate_schedule="cosine",
     )
-    assert agent._rate(250) == pytest.approx(1e-3 + 9e-3 * (1 + 0.5**0.5) / 2)
+    assert agent._weights.rate(250) == pytest.approx(1e-3 + 9e-3 * (1 + 0.5**0.5) / 2)
 
 
 def test_learner_steps_are_due_by_env_steps_whatever_the_number_of_environments():

@@ -174,6 +174,22 @@ def test_train_a_table() -> None:
     assert [row["unit"] for row in measured["rows"]] == ["env steps/s", "updates/s"]
 
 
+def test_train_from_rollouts() -> None:
+    small = (
+        "agent.rollout=4",
+        "agent.minibatches=1",
+        "--precision",
+        "float32",
+        "--seconds",
+        "0.3",
+        "--repeat",
+        "1",
+    )
+    measured = bench("train", "cartpole-pqn", *small)
+    assert measured["notes"] == ["learning from env step 128 on"]
+    assert [row["unit"] for row in measured["rows"]] == ["env steps/s", "updates/s"]
+
+
 def test_peers_in_processes_of_their_own() -> None:
     options = ("--precision", "float32", "--seconds", "0.4", "--repeat", "1")
     measured = bench("peers", *SHARED, *options)
@@ -215,7 +231,9 @@ def test_an_unknown_key_is_one_line_and_2(command: str) -> None:
         (["env", "--seconds", "0"], ["0.0 is not in the range"]),
         (["train", "--precision", "float16"], ["'float16' is not one of"]),
         (["update", "gridworld-q-learning"], ["agent.kind must be dqn for bench update, got q_learning"]),
+        (["update", "cartpole-pqn"], ["agent.kind must be dqn for bench update, got pqn"]),
         (["replay", "gridworld-q-learning"], ["agent.learn_from must be replay for bench replay"]),
+        (["replay", "cartpole-pqn"], ["agent.kind must be dqn or q_learning for bench replay, got pqn"]),
         (["peers", "taxi-q-learning"], ["agent.kind must be dqn in SB3, got q_learning"]),
         (["peers", "pong-dqn"], [
             "agent.n_step must be 1 in SB3, got 4",

@@ -31,6 +31,7 @@ def test_every_experiment_of_the_plan_is_there() -> None:
         "cartpole-iqn",
         "cartpole-noisy",
         "cartpole-per",
+        "cartpole-pqn",
         "cartpole-q-learning",
         "cartpole-qrdqn",
         "cartpole-rainbow",
@@ -48,6 +49,7 @@ def test_every_experiment_of_the_plan_is_there() -> None:
         "pong-dueling",
         "pong-iqn",
         "pong-per",
+        "pong-pqn",
         "pong-qrdqn",
         "pong-rainbow",
         "taxi-q-learning",
@@ -187,7 +189,7 @@ def test_a_path_is_taken_as_it_is(places: tuple[Path, Path, Path], tmp_path: Pat
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ("pong-dq", 'got "pong-dq"; did you mean pong-dqn or pong-qrdqn or pong-iqn?'),
+        ("pong-dq", 'got "pong-dq"; did you mean pong-dqn or pong-qrdqn or pong-pqn?'),
         ("breakout", 'got "breakout"; did you mean breakout-dqn?'),
         ("xyzzy", 'got "xyzzy"; see `rlagents list experiments`'),
         (

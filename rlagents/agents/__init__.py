@@ -1,15 +1,20 @@
 """The agents: one class per learning rule, every variant a field of its table in the configuration."""
 
+from typing import TypeAlias
+
 import torch
 
 from rlagents.agents.dqn import DQN
+from rlagents.agents.pqn import PQN
 from rlagents.agents.q_learning import QLearning
-from rlagents.config import DQN as DQNConfig
 from rlagents.config import AgentConfig
 from rlagents.seeding import Streams
 from rlagents_envs.vector import Layout
 
-__all__ = ["DQN", "QLearning", "make"]
+__all__ = ["DQN", "PQN", "AnyAgent", "QLearning", "make"]
+
+AnyAgent: TypeAlias = DQN | PQN | QLearning
+_CLASSES = {"dqn": DQN, "pqn": PQN, "q_learning": QLearning}
 
 
 def make(
@@ -21,7 +26,7 @@ def make(
     env_steps: int,
     streams: Streams,
     device: torch.device,
-) -> DQN | QLearning:
+) -> AnyAgent:
     """Builds the agent of an experiment.
 
     Args:
@@ -36,8 +41,7 @@ def make(
     Raises:
         ValueError: the agent cannot learn from such observations.
     """
-    kind = DQN if isinstance(config, DQNConfig) else QLearning
-    return kind(
+    return _CLASSES[config.kind](
         config,  # pyright: ignore[reportArgumentType]
         layout,
         actions,

@@ -10,24 +10,25 @@ the maximum. What a value is, how the replay is sampled and how actions are expl
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlagents.agents.exploration import epsilon_greedy, legal_values
 from rlagents.agents.exploration import make as make_explorer
 from rlagents.agents.graph import Captured
 from rlagents.agents.guard import Guard
-from rlagents.agents.rewards import ReturnScale
+from rlagents.agents.rewards import ReturnScale, transformed
 from rlagents.agents.values import Values, midpoints, soften
 from rlagents.agents.values import make as make_values
+from rlagents.agents.weights import Weights, copy_buffers, copy_tensors, seeded
 from rlagents.config import DQN as Config
 from rlagents.config import FixedTarget, NoTarget, SoftTarget
-from rlagents.networks import Network, Noise, computes_in_bfloat16, has_pixels
+from rlagents.networks import Network, Noise
 from rlagents.replay import Ring, make_sampler
-from rlagents.schedules import Cosine, Every, Linear
+from rlagents.schedules import Every
 from rlagents.seeding import Streams
 from rlagents.types import Batch, Metrics, Obs, State, Step
 from rlagents_envs.vector import Layout
@@ -36,9 +37,7 @@ from rlagents_envs.vector import Layout
 class DQN:
     """A network that learns the values of actions from the replay.
 
-    Three networks at most: `online` holds the weights that the optimiser moves, in float32; `working` is what
-    computes, the same object or, in bfloat16, a copy renewed after each learner step, which costs less than
-    casting the weights anew in every pass; `target` is what the goals come from.
+    Three networks at most: `online` and `working`, see `Weights`, and `target`, which the goals come from.
     """
 
     def __init__(
@@ -56,32 +55,18 @@ class DQN:
         self.env_steps = self.learner_steps = 0
         self.values: Values = make_values(config.values)
         self._layout, self._streams = layout, streams
-        self.online = self._fresh_network(0).to(device)
-        narrow = config.precision == "bfloat16" or (
-            config.precision == "auto" and has_pixels(layout) and computes_in_bfloat16(device)
-        )
-        self.working = copy.deepcopy(self.online).narrow_() if narrow else self.online
+        self._weights = Weights(config, self._fresh_network(0), layout, env_steps=env_steps, device=device)
+        self.online, self.working = self._weights.online, self._weights.working
+        self.optimizer = self._weights.optimizer
         self.target = (
             self.working
             if isinstance(config.target, NoTarget)
             else copy.deepcopy(self.working).requires_grad_(False)
         )
-        self._renewed = list(self.working.parameters()) if narrow else []
-        self._parameters = list(self.online.parameters())
         # A moving average needs float32: in bfloat16 its small steps would round to nothing.
-        averages = narrow and isinstance(config.target, SoftTarget)
-        self._slow = (
-            [p.detach().clone() for p in self._parameters] if averages else list(self.target.parameters())
-        )
-        on_gpu = device.type == "cuda"
-        self.optimizer = (torch.optim.AdamW if config.weight_decay else torch.optim.Adam)(
-            self._parameters,
-            lr=torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate,
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-            fused=True,
-            capturable=on_gpu,
-        )
+        averages = self._weights.narrow and isinstance(config.target, SoftTarget)
+        parameters = [p.detach().clone() for p in self._weights.parameters] if averages else None
+        self._slow = parameters or list(self.target.parameters())
         self._explore = streams.torch("exploration", device)
         self._random = {"exploration": self._explore, "replay": streams.torch("replay", device)}
         self._asked = self.values.fractions
@@ -99,7 +84,7 @@ class DQN:
         self._prioritised = config.replay.sampling.kind != "uniform"
         self._guard, self._guarded = Guard(config.batch_size, device), 0  # from which learner step on
         self._norm: list[Tensor] = []  # of the newest gradient, where it is limited
-        self._captured = on_gpu and config.cuda_graph
+        self._captured = device.type == "cuda" and config.cuda_graph
         self._launch = self._launcher()
         self.replay = Ring(
             layout,
@@ -112,17 +97,14 @@ class DQN:
             device=device,
         )
         self._explorer = make_explorer(config.exploration)
-        schedule = Linear if config.learning_rate_schedule == "linear" else Cosine
-        self._rate = schedule(config.learning_rate, config.final_learning_rate, env_steps)
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
 
     def _fresh_network(self, index: int) -> Network:
         """Returns an untrained network, the same for the same index."""
-        with torch.random.fork_rng(devices=[]):  # torch initialises from its global stream only
-            torch.manual_seed(self._streams.integer("network", index))
-            cosines = self.values.fractions.cosines if self.values.fractions else 0
-            return Network(self.config.network, self._layout, self.actions, self.values.width, cosines)
+        cosines = self.values.fractions.cosines if self.values.fractions else 0
+        shape = (self._layout, self.actions, self.values.width, cosines)
+        return seeded(lambda: Network(self.config.network, *shape), self._streams.integer("network", index))
 
     @property
     def epsilon(self) -> float:
@@ -158,14 +140,9 @@ class DQN:
     def observe(self, step: Step) -> None:
         """Stores one step."""
         self.env_steps += int((~step.final).sum())
-        reward, transform = step.reward, self.config.reward_transform
-        if transform == "sign":
-            reward = reward.sign()
-        elif transform == "scale":
-            reward = reward * self.config.reward_scale
         if self._returns:  # rewards are normalised as they are drawn, by what is known by then
             self._returns.update(step)
-        self.replay.add(step, reward)
+        self.replay.add(step, transformed(step.reward, self.config))
 
     def learn(self) -> Metrics:
         """Does the learner steps, and renews the target, that the env steps so far have made due."""
@@ -175,10 +152,10 @@ class DQN:
         metrics: Metrics = {}
         due = self._learn.due(before, self.env_steps)
         if due and not self.learner_steps:
-            self.online.centre_(self.replay.sample(_CENTRE).obs)
-            self._share()
+            self._weights.centre(self.replay.sample(_CENTRE).obs)
+            copy_buffers(self.target, self.online)
         if due:
-            self._set_rate(self._rate(self.env_steps))
+            self._weights.set_rate(self.env_steps)
             self.replay.sampler.anneal(self.env_steps)
             if self._returns:
                 self._reward_factor.fill_(self._returns.factor)
@@ -186,7 +163,7 @@ class DQN:
             self.learner_steps += due
         target = self.config.target
         if isinstance(target, FixedTarget) and Every(target.sync_every).due(before, self.env_steps):
-            _copy(self._slow, self._parameters)
+            copy_tensors(self._slow, self._weights.parameters)
         reset = self.config.reset_head_every
         if reset and Every(reset).due(before, self.env_steps):
             self._reset_head(self.env_steps // reset)
@@ -197,13 +174,6 @@ class DQN:
             return self._updates
         drawn = [generator for name, generator in self._random.items() if name != "exploration"]
         return Captured(self._updates, drawn)
-
-    def _set_rate(self, rate: float) -> None:
-        group = self.optimizer.param_groups[0]
-        if isinstance(group["lr"], Tensor):  # a recorded graph reads it from where it is
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
 
     def _updates(self, count: int) -> Metrics:
         """Does learner steps, on the device alone: nothing here waits for a number."""
@@ -257,38 +227,21 @@ class DQN:
         fresh = list(self._fresh_network(index).parameters())
         names = [name for name, _ in self.online.named_parameters()]
         last = [at for at, name in enumerate(names) if name.startswith(("head.", "state_value."))]
-        every = (self._parameters, self._renewed, self._slow, list(self.target.parameters()))
-        for weights in filter(None, every):
-            _copy([weights[at] for at in last], [fresh[at] for at in last])
+        moved, renewed = self._weights.parameters, self._weights.renewed
+        for weights in filter(None, (moved, renewed, self._slow, list(self.target.parameters()))):
+            copy_tensors([weights[at] for at in last], [fresh[at] for at in last])
         for at in last:
-            for moment in self.optimizer.state[self._parameters[at]].values():
+            for moment in self.optimizer.state[moved[at]].values():
                 moment.zero_()
 
-    def _share(self) -> None:
-        """Gives the working and the target network what the online one holds beside its weights."""
-        for network in (self.working, self.target):
-            for mine, theirs in zip(network.buffers(), self.online.buffers(), strict=True):
-                mine.copy_(theirs)
-
     def _step(self) -> None:
-        """Moves the online weights along the gradient that lies on the working ones."""
-        if self._renewed:
-            for wide in self._parameters:
-                if wide.grad is None:
-                    wide.grad = torch.empty_like(wide)
-            _copy(_gradients(self._parameters), _gradients(self._renewed))
-        if self.config.gradient_clip:
-            self._norm = [torch.nn.utils.clip_grad_norm_(self._parameters, self.config.gradient_clip)]
-        self.optimizer.step()
-        with torch.no_grad():
-            if self._renewed:
-                _copy(self._renewed, self._parameters)
-            if isinstance(self.config.target, SoftTarget):
-                for slow, fast in zip(self._slow, self._parameters, strict=True):
+        """Moves the weights along the gradient that lies on the working ones, and what follows them."""
+        self._norm = self._weights.step()
+        if isinstance(self.config.target, SoftTarget):
+            with torch.no_grad():
+                for slow, fast in zip(self._slow, self._weights.parameters, strict=True):
                     slow.lerp_(fast, self.config.target.rate)
-                _copy(list(self.target.parameters()), self._slow)
-        for parameter in self._renewed or self._parameters:
-            parameter.grad = None
+            copy_tensors(list(self.target.parameters()), self._slow)
 
     def suspect(self) -> tuple[int, Batch] | None:
         """Returns the first learner step whose loss or gradient was no number, with its batch; waits."""
@@ -301,15 +254,9 @@ class DQN:
     def state_dict(self) -> State:
         """Returns weights, optimiser, counters and random streams; not the replay's rows."""
         names = [name for name, _ in self.online.named_parameters()]
-        moments = {
-            name: dict(self.optimizer.state[parameter])
-            for name, parameter in self.online.named_parameters()
-            if parameter in self.optimizer.state
-        }
         return {
-            "policy": dict(self.online.state_dict()),
+            **self._weights.state_dict(),
             "target": {} if self.target is self.working else dict(zip(names, self._slow, strict=True)),
-            "optimizer": moments,
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "random": {name: generator.get_state() for name, generator in self._random.items()},
             "priorities": self.replay.sampler.state_dict(),
@@ -318,23 +265,12 @@ class DQN:
 
     def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` returned."""
-        self.online.load_state_dict(state["policy"])
-        self._share()
-        if self._renewed:
-            _copy(self._renewed, self._parameters)
-        names = [name for name, _ in self.online.named_parameters()]
+        self._weights.load_state_dict(state)
+        copy_buffers(self.target, self.online)
         if self.target is not self.working:
-            _copy(self._slow, [state["target"][name] for name in names])
-            _copy(list(self.target.parameters()), self._slow)
-        self.optimizer.state.clear()
-        for name, parameter in zip(names, self._parameters, strict=True):
-            if moments := state["optimizer"].get(name):
-                # In the parameter's own memory layout: the fused optimiser goes through memory, not by index.
-                self.optimizer.state[parameter] = {
-                    "step": moments["step"].clone().to(self.device),
-                    "exp_avg": torch.empty_like(parameter).detach().copy_(moments["exp_avg"]),
-                    "exp_avg_sq": torch.empty_like(parameter).detach().copy_(moments["exp_avg_sq"]),
-                }
+            names = [name for name, _ in self.online.named_parameters()]
+            copy_tensors(self._slow, [state["target"][name] for name in names])
+            copy_tensors(list(self.target.parameters()), self._slow)
         for name in _COUNTERS:
             setattr(self, name, state["counters"][name])
         self._guard, self._guarded = Guard(self.config.batch_size, self.device), self.learner_steps
@@ -349,13 +285,3 @@ class DQN:
 
 _CENTRE = 512  # observations that the mean image is taken of
 _COUNTERS = ("env_steps", "learner_steps", "_learned")
-
-
-@torch.no_grad()
-def _copy(to: Sequence[Tensor], source: Sequence[Tensor]) -> None:
-    """Copies tensors to others of their shapes, whatever their precision, in one call."""
-    torch._foreach_copy_(list(to), list(source))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-
-
-def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]

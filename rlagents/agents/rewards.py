@@ -1,12 +1,21 @@
-"""What of the rewards is learned, where their size is not known before."""
+"""What of the rewards is learned."""
 
 import math
 
 import numpy as np
+from torch import Tensor
 
+from rlagents.config import NetworkLearner
 from rlagents.types import State, Step
 
 _LEAST = 1e-8  # added to a variance
+
+
+def transformed(reward: Tensor, config: NetworkLearner) -> Tensor:
+    """Returns what is learned in place of rewards [N]; normalising comes later, see `ReturnScale`."""
+    if config.reward_transform == "sign":
+        return reward.sign()
+    return reward * config.reward_scale if config.reward_transform == "scale" else reward
 
 
 class ReturnScale:

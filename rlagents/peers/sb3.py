@@ -189,7 +189,7 @@ def fits(experiment: Experiment, copies: int) -> bool:
 
     env = experiment.env
     size = env.frame_stack * env.height * env.width if isinstance(env, Atari) else 0
-    return copies * size * experiment.agent.replay.capacity < _SHARE * machine.memory()
+    return copies * size * experiment.timesteps_kept < _SHARE * machine.memory()
 
 
 def stores(
@@ -205,7 +205,7 @@ def stores(
     from stable_baselines3.common.buffers import ReplayBuffer
     from torch import Tensor
 
-    leaf, capacity = envs.layout, experiment.agent.replay.capacity
+    leaf, capacity = envs.layout, experiment.timesteps_kept
     if isinstance(leaf, dict) or leaf.kind == "index":
         return {}
     if not fits(experiment, copies=3):

@@ -1,0 +1,138 @@
+"""The weights of a network while they are learned: in float32, beside the copy that computes, with Adam.
+
+Both agents with a network learn through this; what they learn towards is their own affair.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rlagents.config import NetworkLearner
+from rlagents.networks import Network, computes_in_bfloat16, has_pixels
+from rlagents.schedules import Cosine, Linear
+from rlagents.types import Obs, State
+from rlagents_envs.vector import Layout
+
+
+class Weights:
+    """Two networks at most: `online` holds the weights that Adam moves, `working` is what computes.
+
+    They are the same object or, in bfloat16, `working` is a copy renewed after each learner step, which
+    costs less than casting the weights anew in every pass.
+
+    Args:
+        config: of the agent.
+        network: untrained.
+        layout: what it sees.
+        env_steps: the budget, for a learning rate that changes over the whole of it.
+        device: where it computes.
+    """
+
+    def __init__(
+        self,
+        config: NetworkLearner,
+        network: Network,
+        layout: Layout,
+        *,
+        env_steps: int,
+        device: torch.device,
+    ) -> None:
+        self.online = network.to(device)
+        self.narrow = config.precision == "bfloat16" or (
+            config.precision == "auto" and has_pixels(layout) and computes_in_bfloat16(device)
+        )
+        self.working = copy.deepcopy(self.online).narrow_() if self.narrow else self.online
+        self.renewed = list(self.working.parameters()) if self.narrow else []
+        self.parameters = list(self.online.parameters())
+        self._device, self._clip = device, config.gradient_clip
+        on_gpu = device.type == "cuda"
+        self.optimizer = (torch.optim.AdamW if config.weight_decay else torch.optim.Adam)(
+            self.parameters,
+            lr=torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate,
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=on_gpu,
+        )
+        schedule = Linear if config.learning_rate_schedule == "linear" else Cosine
+        self.rate = schedule(config.learning_rate, config.final_learning_rate, env_steps)
+
+    def centre(self, obs: Obs) -> None:
+        """Takes the mean of observations [B, *O] for what bodies subtract from images, if they do."""
+        self.online.centre_(obs)
+        copy_buffers(self.working, self.online)
+
+    def set_rate(self, env_steps: int) -> None:
+        """Sets the learning rate that is due after so many env steps."""
+        rate, group = self.rate(env_steps), self.optimizer.param_groups[0]
+        if isinstance(group["lr"], Tensor):  # a recorded graph reads it from where it is
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+    def step(self) -> list[Tensor]:
+        """Moves the online weights along the gradient on the working ones; returns its norm, if limited."""
+        norm: list[Tensor] = []
+        if self.renewed:
+            for wide in self.parameters:
+                if wide.grad is None:
+                    wide.grad = torch.empty_like(wide)
+            copy_tensors(_gradients(self.parameters), _gradients(self.renewed))
+        if self._clip:
+            norm = [nn.utils.clip_grad_norm_(self.parameters, self._clip)]
+        self.optimizer.step()
+        if self.renewed:
+            copy_tensors(self.renewed, self.parameters)
+        for parameter in self.renewed or self.parameters:
+            parameter.grad = None
+        return norm
+
+    def state_dict(self) -> State:
+        """Returns the online weights and the optimiser's moments."""
+        moments = {
+            name: dict(self.optimizer.state[parameter])
+            for name, parameter in self.online.named_parameters()
+            if parameter in self.optimizer.state
+        }
+        return {"policy": dict(self.online.state_dict()), "optimizer": moments}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restores what `state_dict` returned."""
+        self.online.load_state_dict(state["policy"])
+        copy_buffers(self.working, self.online)
+        if self.renewed:
+            copy_tensors(self.renewed, self.parameters)
+        self.optimizer.state.clear()
+        for name, parameter in self.online.named_parameters():
+            if moments := state["optimizer"].get(name):
+                # In the parameter's own memory layout: the fused optimiser goes through memory, not by index.
+                self.optimizer.state[parameter] = {
+                    "step": moments["step"].clone().to(self._device),
+                    "exp_avg": torch.empty_like(parameter).detach().copy_(moments["exp_avg"]),
+                    "exp_avg_sq": torch.empty_like(parameter).detach().copy_(moments["exp_avg_sq"]),
+                }
+
+
+def seeded(build: Callable[[], Network], seed: int) -> Network:
+    """Returns an untrained network, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):  # torch initialises from its global stream only
+        torch.manual_seed(seed)
+        return build()
+
+
+@torch.no_grad()
+def copy_tensors(to: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+    """Copies tensors to others of their shapes, whatever their precision, in one call."""
+    torch._foreach_copy_(list(to), list(source))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+
+def copy_buffers(to: Network, source: Network) -> None:
+    """Gives a network what another one holds beside its weights."""
+    for mine, theirs in zip(to.buffers(), source.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
