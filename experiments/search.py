@@ -25,6 +25,7 @@ def dead(run: Path) -> str:
     """Returns how many channels of the first convolution never fire, of how many."""
     agent = runs.load(run, device="cpu").agent
     Checkpoints(run).newest(agent.replay)
+    agent.replay.reopen()
     (inputs,) = agent.online.prepare(agent.replay.sample(64).obs)
     first = agent.online.bodies[0].layers[0]
     with torch.no_grad():
