@@ -237,7 +237,9 @@ def test_an_unknown_key_is_one_line_and_2(command: str) -> None:
         (["peers", "taxi-q-learning"], ["agent.kind must be dqn in SB3, got q_learning"]),
         (["peers", "pong-dqn"], [
             "agent.n_step must be 1 in SB3, got 4",
+            "agent.replay.sampling.kind must be uniform in SB3, got proportional",
             "agent.double must be false in SB3, got true",
+            "agent.values.kind must be scalar in SB3, got quantile",
             "agent.network.dueling must be false in SB3, got true",
             "agent.network.subtract_mean must be false in SB3, got true",
             "agent.network.body must be auto or nature_cnn in SB3, got arcade_cnn",

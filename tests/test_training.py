@@ -111,6 +111,8 @@ def test_every_experiment_runs_shrunk(name, tmp_path):
     if experiment.agent.kind == "dqn":
         small += ["agent.learning_starts=64", "agent.batch_size=8", "agent.learn_every=16"]
         small += ["agent.replay.capacity=400"]
+    if experiment.agent.kind == "pqn":
+        small += ["agent.rollout=4", "agent.minibatches=2"]
     run = train(experiment, tmp_path / "run", *small)
     assert runs.load(run).agent.learner_steps > 0
     rows = jsonl.read(run / "metrics.jsonl")
