@@ -60,7 +60,8 @@ def test_list_prints_what_there_is() -> None:
         assert description in listed
     for word in ("experiments:", "environments:", "atari", "gymnasium", "agents:", "q_learning"):
         assert word in listed
-    assert {line.split()[0] for line in call("list", "agents").output.splitlines()} == {"dqn", "pqn", "q_learning"}
+    kinds = {line.split()[0] for line in call("list", "agents").output.splitlines()}
+    assert kinds == {"dqn", "pqn", "q_learning"}
 
 
 def test_show_prints_the_resolved_toml() -> None:

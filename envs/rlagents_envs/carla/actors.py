@@ -8,6 +8,7 @@ another call to the server.
 import contextlib
 import math
 import queue
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ _MOUNT = (1.5, 0.0, 2.4)  # of camera and lidar, metres ahead, right and up
 _SETTLE = 4  # ticks after a teleport
 _CONNECT = 0.1  # seconds in which a sensor that measures only events connects
 _HARMLESS = ("static.road", "static.ground", "static.terrain", "static.roadlines")
+_STUCK = 10.0  # seconds of one tick
 _CLEAR = 20.0  # metres around the start without other cars
 
 
@@ -102,6 +104,7 @@ class Actors:
         self._walking: dict[int, tuple[Crossing, float, float]] = {}
         self._count = -1
         self._manager: Any = None
+        self._closed = threading.Event()
         self._seed = seed
         self.ego: Any = None
         world = connection.world
@@ -280,6 +283,18 @@ class Actors:
 
     # Traffic
 
+    def _wake(self, manager: Any) -> None:
+        """Wakes the Traffic Manager where it and a tick wait for each other.
+
+        The library tells the manager's thread to make its step without the lock under which that thread goes
+        to sleep. Told in between, it sleeps for ever and so does the tick, whatever its time limit. Leaving
+        synchronous mode for a moment tells it again.
+        """
+        while not self._closed.wait(1):
+            if time.monotonic() - self._link.ticking > _STUCK:
+                manager.set_synchronous_mode(False)
+                manager.set_synchronous_mode(True)
+
     def _settle_traffic(self, x: float, y: float, rng: np.random.Generator) -> None:
         """Fills up the other cars to their number, away from a point."""
         config, carla, link = self._config, self._carla, self._link
@@ -288,6 +303,7 @@ class Actors:
         if self._manager is None:
             self._manager = link.client.get_trafficmanager(free_port())
             self._manager.set_synchronous_mode(True)
+            threading.Thread(target=self._wake, args=(self._manager,), daemon=True).start()
             self._manager.set_random_device_seed(self._seed)
             self._manager.set_global_distance_to_leading_vehicle(2.5)
         snapshot = link.world.get_snapshot()
@@ -404,6 +420,7 @@ class Actors:
         Sensors are stopped first and then destroyed, by the references that were got when they were spawned;
         then walkers, other cars, and the car itself.
         """
+        self._closed.set()
         for sensor, _ in self._sensors.values():
             with contextlib.suppress(RuntimeError):
                 sensor.stop()

@@ -7,6 +7,7 @@ the client and all that came from it are thrown away and made anew.
 
 import contextlib
 import functools
+import math
 import os
 import re
 import signal
@@ -223,6 +224,7 @@ class Connection:
         self.client: Any = None
         self.world: Any = None
         self._town = config.towns[index % len(config.towns)] if config.towns else ""
+        self.ticking = math.inf  # since when, by time.monotonic
         self._frame = -1
         self._pictures = pictures
         self._original: Any = None
@@ -343,9 +345,13 @@ class Connection:
         """
         if self.server is not None and not self.server.alive:
             raise LostError(f"the server at port {self.port} ended (exit {self.server.process.returncode})")
-        with self.guard("a tick"):
-            frame = self.world.tick(self.config.timeout)
-            snapshot = self.world.get_snapshot()
+        self.ticking = time.monotonic()
+        try:
+            with self.guard("a tick"):
+                frame = self.world.tick(self.config.timeout)
+                snapshot = self.world.get_snapshot()
+        finally:
+            self.ticking = math.inf
         if snapshot.frame != frame or (self._frame >= 0 and frame != self._frame + 1):
             raise LostError(
                 f"the server at {self.host}:{self.port} must advance by one frame per tick, got frames "
