@@ -70,9 +70,18 @@ def run(ticks, *, reset_every=10**9, kind="corridor", trail=None, **table):
     return agent, trail, tape, loop
 
 
-def test_the_order_of_calls():
+@pytest.mark.parametrize(
+    ("threads", "tick"),
+    [
+        pytest.param(1, ["act", "send", "learn", "recv", "observe"], id="a-core-to-spare"),
+        pytest.param(2, ["act", "send", "recv", "learn", "observe"], id="learning-takes-every-core"),
+    ],
+)
+def test_the_order_of_calls(threads, tick, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     _, _, tape, _ = run(3)
-    assert tape == ["reset", *["act", "send", "learn", "recv", "observe"] * 3]
+    assert tape == ["reset", *tick * 3]
 
 
 def test_steps_follow_on_and_say_where_episodes_open_and_close():

@@ -82,10 +82,13 @@ class Ring:
             "ended": self._records[:, 9].view(torch.bool),  # no return reaches across
             "age": self._records[:, 10],  # frames of its episode before it, at most 255
         }
-        self._write_frames = {name: writer(ring) for name, ring in self._frames.items()}
+        self._write_frames = {
+            name: writer(ring, _newest(self._leaves[name])) for name, ring in self._frames.items()
+        }
         self._write_records = writer(self._records)
-        self._newest = np.zeros(environments, _RECORD)  # the records of one time, put together here
-        self._newest_bytes = torch.as_tensor(self._newest.view(np.uint8).reshape(environments, -1))
+        newest = np.zeros(environments, _RECORD)  # the records of one time, put together here
+        self._newest = {name: newest[name] for name in self._columns}
+        self._newest_bytes = torch.as_tensor(newest.view(np.uint8).reshape(environments, -1))
         self._mask: Tensor | None = None  # [T * N, A], from the first mask on
         self._final = np.ones((rows, environments), np.bool_)  # on the CPU, where rows are counted
         self._lanes = np.arange(environments)
@@ -119,17 +122,18 @@ class Ring:
         slot = self.time % self.rows
         row = slice(slot * self.environments, (slot + 1) * self.environments)
         for name, obs in _named(step.obs).items():
-            self._write_frames[name](row, _newest(obs, self._leaves[name]))
+            self._write_frames[name](row, obs)
         record, first, final = self._newest, step.first.numpy(), step.final.numpy()
-        closed = self._final[slot - 1]  # at first none was open
-        torn = ~closed & np.where(first, True, final & ~record["ended"])
-        age = record["age"]
+        torn, age = False, record["age"]
         age += age < 255
-        age[first] = 0
-        record["reward"] = reward.numpy()
-        record["action"] = step.action.numpy()
-        record["terminated"] = step.terminated.numpy()
-        record["ended"] = record["terminated"] | step.truncated.numpy()
+        if np.count_nonzero(first | final):
+            closed = self._final[slot - 1]  # at first none was open
+            torn = np.any(~closed & (first | (final & ~record["ended"])))
+            age[first] = 0
+        record["reward"][:] = reward.numpy()
+        record["action"][:] = step.action.numpy()
+        record["terminated"][:] = step.terminated.numpy()
+        np.logical_or(record["terminated"], step.truncated.numpy(), out=record["ended"])
         self._write_records(row, self._newest_bytes)
         if step.mask is not None and self._mask is None:
             self._mask = torch.ones(
@@ -139,7 +143,7 @@ class Ring:
             self._mask[row] = True if step.mask is None else step.mask
         self._final[slot] = final
         self.time += 1
-        if torn.any():
+        if torn:
             self._mend(self.time - 3)
         self._allow(self.time - 1 - self.n_step)
 
@@ -162,7 +166,8 @@ class Ring:
 
     def _sampleable(self, time: int) -> NDArray[np.int64]:
         slot = time % self.rows
-        return self._lanes[~self._final[slot]] + slot * self.environments
+        rows, final = self._lanes + slot * self.environments, self._final[slot]
+        return rows[~final] if np.count_nonzero(final) else rows
 
     def _allow(self, time: int) -> None:
         """A row can be sampled once the n rows after it are there."""
@@ -263,7 +268,7 @@ class Ring:
             _write(self._mask, rows, parts.get("mask", torch.ones(size, self.actions, dtype=torch.bool)))
         self._final[np.arange(start, stop) % self.rows] = parts["final"].numpy()
         for name in ("age", "ended"):
-            self._newest[name] = parts[name].numpy()[-self.environments :]
+            self._newest[name][:] = parts[name].numpy()[-self.environments :]
         self.time = stop
 
     def forget(self) -> None:
@@ -326,5 +331,6 @@ def _frame(leaf: Leaf) -> tuple[int, ...]:
     return (leaf.shape[0] // leaf.stack, *leaf.shape[1:]) if leaf.shape else ()
 
 
-def _newest(obs: Tensor, leaf: Leaf) -> Tensor:
-    return obs if leaf.stack == 1 else obs[:, -_frame(leaf)[0] :]
+def _newest(leaf: Leaf) -> tuple[slice, ...]:
+    """Returns where the newest frame of a stacked observation lies."""
+    return () if leaf.stack == 1 else (slice(None), slice(-_frame(leaf)[0], None))

@@ -15,14 +15,20 @@ from torch import Tensor
 from rlagents.types import State
 
 
-def writer(to: Tensor) -> Callable[[slice, Tensor], None]:
-    """Returns what writes rows of a tensor: on the CPU numpy, which starts a small copy in less time."""
-    if to.device.type != "cpu":
-        return to.__setitem__
-    host = to.numpy()
+def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor], None]:
+    """Returns what writes rows of a tensor: on the CPU numpy, which starts a small copy in less time.
+
+    Args:
+        to: whose rows are written.
+        part: of the values given later, what is written.
+    """
+    host = to.numpy() if to.device.type == "cpu" else None
 
     def write(row: slice, value: Tensor) -> None:
-        host[row] = value.numpy()
+        if host is None:
+            to[row] = value[part]
+        else:
+            host[row] = value.numpy()[part]
 
     return write
 
@@ -77,7 +83,9 @@ class Uniform:
     def __init__(self, rows: int, generator: torch.Generator) -> None:
         self._queue = torch.zeros(rows, dtype=torch.int64, device=generator.device)
         self._write = writer(self._queue)
-        self._bounds = torch.zeros(2, dtype=torch.int64, device=generator.device)  # start, length
+        on_cpu = generator.device.type == "cpu"
+        # Start and length, for a recorded graph.
+        self._bounds = None if on_cpu else torch.zeros(2, dtype=torch.int64, device=generator.device)
         self._generator = generator
         self._ones = torch.ones(1, device=generator.device)
         self._start = self._end = 0
@@ -99,11 +107,10 @@ class Uniform:
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """Draws rows, all of weight 1."""
-        device = self._generator.device
-        if device.type == "cpu":
+        if self._bounds is None:
             place = torch.randint(self._start, self._end, (size,), generator=self._generator)
-        else:  # with bounds that a recorded graph can read; 2**62 is so large that the remainder is even
-            any_ = torch.randint(2**62, (size,), generator=self._generator, device=device)
+        else:  # 2**62 is so large that the remainder is even
+            any_ = torch.randint(2**62, (size,), generator=self._generator, device=self._bounds.device)
             place = any_ % self._bounds[1] + self._bounds[0]
         return self._queue[place.remainder_(len(self._queue))], self._ones.expand(size)
 
@@ -126,7 +133,7 @@ class Uniform:
         """Restores nothing."""
 
     def _write_bounds(self) -> None:
-        if self._bounds.device.type != "cpu":
+        if self._bounds is not None:
             self._bounds.copy_(torch.tensor([self._start, len(self)]), non_blocking=True)
 
     def __len__(self) -> int:
