@@ -16,7 +16,7 @@ from rlagents import agents, machine, runs, toml
 from rlagents.config import DQN, PQN, Experiment, NetworkLearner
 from rlagents.errors import UsageError
 from rlagents.loop import Trail, interact
-from rlagents.peers import MISSING, OURS, SB3_PACKAGE, Store, installed
+from rlagents.peers import OURS, SB3, Store
 from rlagents.replay import Proportional
 from rlagents.seeding import Streams
 from rlagents.timing import Plan, Report, Row, Thing, measure, ratio
@@ -110,7 +110,7 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
         ticks = _loop(random, envs, runs.agent(random, envs, on))
         steps = [step for step, _ in islice(ticks, _RECORDED)]
         stores = {OURS: Store(ring.add, [(step, step.reward) for step in steps], ring.sample, ring.nbytes)}
-        if compared := installed():
+        if SB3.installed:
             from rlagents.peers import sb3
 
             stores |= sb3.stores(experiment, envs, steps, on)
@@ -137,7 +137,7 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
         pair = (ours, theirs) if operation == insert else (theirs, ours)  # rates, or times
         rows.append(ratio(f"{OURS} faster than {name}, {operation}", *pair))
     note = f"capacity {experiment.timesteps_kept:,} timesteps"
-    missing, extras = ([], [SB3_PACKAGE]) if compared else ([MISSING], [])
+    missing, extras = ([], [SB3.package]) if SB3.installed else ([SB3.missing], [])
     return _report("bench replay", plan, experiment, on, [*rows, *memory], [note, *missing], extras)
 
 

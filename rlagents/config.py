@@ -281,7 +281,7 @@ class Learner(Model):
     )
     learning_rate: float = Field(default=5e-4, gt=0, description="at the start")
     learning_rate_end: float = Field(
-        default=-1.0, ge=-1, description="at the end of the budget, linear in between; -1: constant"
+        default=-1.0, ge=-1, description="at the end of the budget; -1: the same all the time"
     )
 
     @property

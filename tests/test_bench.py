@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,13 +16,14 @@ from click.testing import CliRunner, Result
 import rlagents
 from rlagents import cli, experiments, runs
 from rlagents.errors import UsageError
-from rlagents.peers import sb3
+from rlagents.peers import TIANSHOU, sb3, tianshou
 from rlagents.timing import Plan, Row, Thing, measure, ratio
 
 CPU = torch.device("cpu")
 SMALL_PONG = ("pong-dqn", "env.count=2", "agent.replay.capacity=400")
 # What SB3's DQN can do, too.
 PLAIN = ("agent.double=false", "agent.n_step=1", "agent.network.layer_norm=false")
+CONSTANT = "agent.learning_rate_end=-1"  # for Tianshou
 SHARED = ("cartpole-dqn-fixed-target", *PLAIN, "agent.target.sync_every=96", "agent.learning_starts=100")
 
 
@@ -238,6 +240,7 @@ def test_an_unknown_key_is_one_line_and_2(command: str) -> None:
         (["peers", "pong-dqn"], [
             "agent.n_step must be 1 in SB3, got 4",
             "agent.replay.sampling.kind must be uniform in SB3, got proportional",
+            "agent.learning_rate_schedule must be linear in SB3, got cosine",
             "agent.double must be false in SB3, got true",
             "agent.values.kind must be scalar in SB3, got quantile",
             "agent.network.dueling must be false in SB3, got true",
@@ -323,6 +326,78 @@ assert "GOMP_SPINCOUNT" not in os.environ
     assert "env steps/s" in done.stdout
     assert os.environ["GOMP_SPINCOUNT"]  # here it is ours
     assert rlagents.SPIN_COUNT.isdigit()
+
+
+needs_tianshou = pytest.mark.skipif(not TIANSHOU.installed, reason=TIANSHOU.missing)
+
+
+@needs_tianshou
+def test_tianshou_has_the_same_network_and_numbers() -> None:
+    settings = ["agent.replay.capacity=500", "env.sticky=0.25", "agent.learn_every=8"]
+    experiment = experiments.load("pong-dqn-nature", settings)
+    training = tianshou.Training(experiment)
+    envs = runs.environments(experiment.env)
+    agent = runs.agent(experiment, envs, CPU)
+    shapes = sorted(tuple(p.shape) for p in agent.online.parameters())
+    assert sorted(tuple(p.shape) for p in training.policy.model.parameters()) == shapes
+    envs.close()
+    theirs = training.algorithm
+    assert (theirs.gamma, theirs.n_step, theirs.is_double, theirs.target_update_freq) == (0.99, 1, False, 125)
+    assert (theirs.optim._max_grad_norm, training.buffer.maxsize) == (10, 500)
+    (group,) = theirs.optim._optim.param_groups
+    assert (group["lr"], group["eps"]) == (1e-4, 1e-8)
+    training.collector.reset()
+    training.collector.collect(n_step=40)
+    batch, _ = training.buffer.sample(8)
+    assert batch.obs.shape == (8, 4, 84, 84)
+    assert batch.obs.dtype == "uint8"
+    (worker,) = training.collector.env.workers
+    assert worker.get_env_attr("ale").getFloat("repeat_action_probability") == 0.25
+    training.collector.close()
+
+
+@needs_tianshou
+def test_tianshou_learns_as_often_and_evaluates(capsys: pytest.CaptureFixture[str]) -> None:
+    told = ("run.env_steps=900", "run.evaluate_every=400", "run.evaluate_episodes=3")
+    tianshou.train(experiments.load(SHARED[0], [*SHARED[1:], CONSTANT, *told]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["evaluated at 496 steps", "evaluated at 896 steps"]
+
+
+@needs_tianshou
+def test_tianshou_is_timed_once_it_learns() -> None:
+    experiment = experiments.load(SHARED[0], [*SHARED[1:], CONSTANT])
+    rows, _ = tianshou.measure(experiment, Plan(experiments.find(SHARED[0]), (), 2, 0.05))
+    speed, updates, size = rows
+    assert len(speed.samples) == len(updates.samples) == 2
+    ratio = [a / b for a, b in zip(speed.samples, updates.samples, strict=True)]
+    assert ratio == pytest.approx([experiment.agent.learn_every] * 2)
+    assert size.samples[0] > 0
+
+
+@needs_tianshou
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["agent.learning_rate_end=0"], "agent.learning_rate_end must be -1.0 in Tianshou, got 0.0"),
+        (["agent.learn_every=7"], "agent.target.sync_every must be a multiple of agent.learn_every, 7,"),
+        (["agent.double=true"], "agent.double must be false in Tianshou, got true"),
+    ],
+)
+def test_tianshou_refuses_what_it_cannot_do(settings: list[str], line: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(line)):
+        tianshou.require(experiments.load(SHARED[0], [*SHARED[1:], CONSTANT, *settings]))
+
+
+@pytest.mark.slow
+@needs_tianshou
+def test_tianshou_in_a_process_of_its_own() -> None:
+    measured = bench(
+        "peers", *SHARED, CONSTANT, "--repeat", "1", "--seconds", "0.2", "--precision", "float32"
+    )
+    ours, theirs = (samples(measured, name, "env steps/s")[0] for name in ("rlagents float32", "Tianshou"))
+    assert samples(measured, "rlagents float32 / Tianshou", "×") == [ours / theirs]
+    assert "tianshou" in measured["versions"]
 
 
 def test_stable_baselines3_refuses_what_it_cannot_do() -> None:

@@ -1,26 +1,15 @@
-"""An experiment of ours in Stable-Baselines3's DQN (Raffin et al. 2021): exactly, or not at all.
-
-The one idea: a comparison is worth what its slower side is worth. So SB3 gets its own environments, wrappers
-and defaults, as rl-baselines3-zoo uses them, and a process of its own, `python -m rlagents.peers.sb3`, in
-which nothing is set that its users do not have. What remains different is named in `docs/performance.md`.
-"""
+"""An experiment of ours in SB3's DQN (Raffin et al. 2021), with the wrappers of rl-baselines3-zoo."""
 
 import math
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-import rlagents
-from rlagents import experiments, toml
 from rlagents.config import DQN, EpsilonGreedy, Experiment, FixedTarget
 from rlagents.errors import UsageError
-from rlagents.peers import MISSING, SB3, SB3_PACKAGE, Store, installed
-from rlagents_envs.config import Atari, CartPole, Model
+from rlagents.peers import SB3, Store, plain
+from rlagents_envs.config import Atari, CartPole
 
 if TYPE_CHECKING:
     import stable_baselines3
@@ -31,67 +20,29 @@ if TYPE_CHECKING:
     from rlagents.types import Step
     from rlagents_envs.vector import Environments
 
-_HANDED_OVER = {  # of these, SB3 has no precision but float32, and no emulator threads
-    "agent.discount", "agent.batch_size", "agent.learn_every", "agent.learning_starts", "agent.learning_rate",
-    "agent.learning_rate_end", "agent.adam_epsilon", "agent.gradient_clip", "agent.reward_transform",
-    "agent.exploration.start", "agent.exploration.end", "agent.exploration.steps", "agent.replay.capacity",
-    "agent.target.sync_every", "agent.network.body", "agent.network.hidden", "agent.precision",
-    "env.count", "env.game", "env.frame_stack", "env.frame_skip", "env.height", "env.width", "env.noop_max",
-    "env.sticky", "env.max_frames", "env.terminal_on_life_loss", "env.full_action_space", "env.time_limit",
-    "env.threads",
+HANDED_OVER = plain.HANDED_OVER | {
+    "agent.learning_rate_end", "env.frame_skip", "env.height", "env.width", "env.noop_max",
 }  # fmt: skip
 _SHARE = 0.8  # of the machine's memory that a replay may take
 _SMALLEST = 36  # rows of pixels that the Nature CNN can look at
-_ENDLESS = 10**9  # env steps
 _EVALUATED = 8  # environments of an evaluation
 
 
 def require(experiment: Experiment) -> tuple[DQN, FixedTarget]:
     """Returns agent and target of an experiment that SB3's DQN can do as it stands.
 
-    Whatever is not handed over has to be as plain DQN has it, which is each field's default: so a variant
-    that is new here is refused until somebody hands it over.
-
     Raises:
         UsageError: it cannot, or is not installed: one line for each field.
     """
-    if not installed():
-        raise UsageError(MISSING)
-    agent, env = experiment.agent, experiment.env
-    if not isinstance(agent, DQN):
-        raise UsageError(f"agent.kind must be dqn in {SB3}, got {agent.kind}")
-    if not isinstance(env, Atari | CartPole):
-        raise UsageError(f"env.kind must be atari or cartpole in {SB3}, got {env.kind}")
-    wrong = [*_departures(agent, "agent"), *_departures(env, "env")]
-    bodies, body = ("auto", "nature_cnn" if isinstance(env, Atari) else "mlp"), agent.network.body
-    if body not in bodies:
-        wrong.append(("agent.network.body", " or ".join(bodies), body))
+    return plain.require(experiment, SB3, HANDED_OVER, _else_wrong)
+
+
+def _else_wrong(agent: DQN, env: Atari | CartPole) -> Iterator[plain.Wrong]:
     target = agent.target
     if isinstance(target, FixedTarget) and target.sync_every % env.count:
-        wrong.append(("agent.target.sync_every", f"a multiple of env.count, {env.count},", target.sync_every))
+        yield "agent.target.sync_every", f"a multiple of env.count, {env.count},", target.sync_every
     if isinstance(env, Atari) and (env.height != env.width or env.height < _SMALLEST):
-        wrong.append(("env.height", f"env.width, and {_SMALLEST} or more,", f"{env.height} for {env.width}"))
-    if wrong or not isinstance(target, FixedTarget):
-        raise UsageError("\n".join(f"{key} must be {must} in {SB3}, got {got}" for key, must, got in wrong))
-    return agent, target
-
-
-def _departures(table: Model, path: str) -> Iterator[tuple[str, object, object]]:
-    """Yields key, default and value of what is neither handed over nor at its default."""
-    for name, field in type(table).model_fields.items():
-        key, value, default = f"{path}.{name}", getattr(table, name), field.default
-        if isinstance(value, Model):
-            if type(value) is not type(default):
-                yield f"{key}.kind", getattr(default, "kind", None), getattr(value, "kind", None)
-            else:
-                yield from _departures(value, key)
-        elif key not in _HANDED_OVER and value != default:
-            yield key, _text(default), _text(value)
-
-
-def _text(value: object) -> str:
-    """Returns a value as TOML has it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        yield "env.height", f"env.width, and {_SMALLEST} or more,", f"{env.height} for {env.width}"
 
 
 def environments(experiment: Experiment, count: int, seed: int) -> "VecEnv":
@@ -155,7 +106,7 @@ def build(experiment: Experiment, *, optimize_memory: bool = False) -> "stable_b
     hidden = agent.network.hidden or ((512,) if pixels else (128, 128))
     network = {"features_extractor_kwargs": {"features_dim": hidden[0]}} if pixels else {}
     start, end = agent.learning_rate, agent.final_learning_rate
-    period = math.lcm(count, agent.learn_every)  # env steps after which learner steps and ticks come out even
+    period = plain.period(experiment, agent)
     return stable_baselines3.DQN(
         "CnnPolicy" if pixels else "MlpPolicy",
         environments(experiment, count, run.seed),
@@ -209,7 +160,9 @@ def stores(
     if isinstance(leaf, dict) or leaf.kind == "index":
         return {}
     if not fits(experiment, copies=3):
-        raise UsageError(f"agent.replay.capacity must fit into memory three times for {SB3}, got {capacity}")
+        raise UsageError(
+            f"agent.replay.capacity must fit into memory three times for {SB3.name}, got {capacity}"
+        )
     low, high = (0, 255) if leaf.dtype == "uint8" else (-np.inf, np.inf)
     rows: list[tuple[Any, ...]] = []
     for step in steps:
@@ -221,7 +174,7 @@ def stores(
         done = step.terminated.numpy() | cut
         rows.append((obs, next_obs, step.action.numpy(), step.reward.numpy(), done, infos))
     found: dict[str, Store] = {}
-    for name, optimize in ((SB3, False), (f"{SB3} optimised", True)):
+    for name, optimize in ((SB3.name, False), (f"{SB3.name} optimised", True)):
         buffer = ReplayBuffer(
             capacity,
             spaces.Box(low, high, leaf.shape, np.dtype(leaf.dtype)),
@@ -240,38 +193,23 @@ def _nbytes(buffer: object) -> int:
     return sum(getattr(array, "nbytes", 0) for array in vars(buffer).values())
 
 
-def measure(model: "stable_baselines3.DQN", plan: "Plan") -> "list[Row]":
-    """Times SB3's training loop once it learns, as `bench train` times ours."""
+def measure(experiment: Experiment, plan: "Plan") -> "tuple[list[Row], list[str]]":
+    """Times SB3's training loop once it learns; returns rows and notes."""
     from rlagents.timing import Row
 
-    marks: list[tuple[float, int, int]] = []  # seconds, env steps and updates at the ends of pieces
+    model, pieces = build(experiment), plain.Pieces(plan)
 
     def watch(*_: object) -> bool:
-        if updates := _updates(model):
-            now = time.perf_counter()
-            piece = plan.seconds / 4 if len(marks) == 1 else plan.seconds  # the first does not count
-            if not marks or now - marks[-1][0] >= piece:
-                marks.append((now, model.num_timesteps, updates))
-        return len(marks) < plan.repeat + 2
+        updates = model._n_updates  # pyright: ignore[reportPrivateUsage]
+        return pieces.more(int(model.num_timesteps), updates)  # pyright: ignore[reportUnknownArgumentType]
 
-    model.learn(_ENDLESS, callback=watch)
-    pieces = [
-        tuple(new - old for new, old in zip(after, before, strict=True))
-        for before, after in pairwise(marks[1:])
-    ]
+    model.learn(experiment.run.env_steps, callback=watch)
     size = _nbytes(model.replay_buffer) / 1e6
-    return [
-        Row(SB3, "env steps/s", tuple(steps / seconds for seconds, steps, _ in pieces)),
-        Row(SB3, "updates/s", tuple(updates / seconds for seconds, _, updates in pieces)),
-        Row(SB3, "MB of full replay", (size,)),
-    ]
+    note = f"replay {'optimised for memory' if model.optimize_memory_usage else 'as it comes'}"
+    return [*pieces.rows(SB3.name), Row(SB3.name, "MB of full replay", (size,))], [note]
 
 
-def _updates(model: "stable_baselines3.DQN") -> int:
-    return model._n_updates  # pyright: ignore[reportPrivateUsage]
-
-
-def train(model: "stable_baselines3.DQN", experiment: Experiment) -> None:
+def train(experiment: Experiment) -> None:
     """Trains and evaluates greedily as often as ours does, and prints the same lines."""
     from stable_baselines3.common import evaluation
 
@@ -281,6 +219,7 @@ def train(model: "stable_baselines3.DQN", experiment: Experiment) -> None:
     run, count = experiment.run, experiment.env.count
     evaluate = cast("Callable[..., tuple[float, float]]", evaluation.evaluate_policy)
     every = Every(run.evaluate_every or run.env_steps)
+    model = build(experiment)
     envs = environments(experiment, min(run.evaluate_episodes, _EVALUATED), run.seed + 1_000_000)
 
     def watch(*_: object) -> bool:
@@ -293,51 +232,7 @@ def train(model: "stable_baselines3.DQN", experiment: Experiment) -> None:
     model.learn(run.env_steps, callback=watch)
 
 
-@click.command()
-@click.argument("experiment")
-@click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--train", "whole", is_flag=True, help="Train and evaluate, instead of timing.")
-@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Pieces timed.")
-@click.option("--seconds", type=float, default=20.0, show_default=True, help="Length of a piece.")
-@click.option(
-    "--optimize-memory", is_flag=True, help="SB3's smaller replay; also where the other does not fit."
-)
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write it here.")
-def main(
-    experiment: str,
-    settings: tuple[str, ...],
-    whole: bool,
-    repeat: int,
-    seconds: float,
-    optimize_memory: bool,
-    file: Path | None,
-) -> None:
-    """Run EXPERIMENT through Stable-Baselines3's DQN, with settings such as agent.learning_rate=1e-4."""
-    if os.environ.get("GOMP_SPINCOUNT") == rlagents.SPIN_COUNT:
-        del os.environ["GOMP_SPINCOUNT"]  # before torch comes: threads wait as they do for SB3's users
-    from rlagents import machine, runs
-    from rlagents.bench import lasting
-    from rlagents.timing import Plan, Report
-
-    try:
-        plan = Plan(experiments.find(experiment), settings, repeat, seconds)
-        if whole:
-            loaded = plan.experiment()
-            train(build(loaded, optimize_memory=optimize_memory), loaded)
-            return
-        loaded = lasting(plan)
-        endless = toml.load(loaded, [f"run.env_steps={_ENDLESS}"])
-        model = build(endless, optimize_memory=optimize_memory)
-    except UsageError as error:
-        raise click.UsageError(str(error)) from error
-    rows, on = measure(model, plan), runs.choose_device(loaded.run.device)
-    notes = [f"replay {'optimised for memory' if model.optimize_memory_usage else 'as it comes'}"]
-    versions = machine.versions(SB3_PACKAGE)
-    report = Report("peers.sb3", plan, loaded, machine.describe(on), versions, rows, notes)
-    report.show()
-    if file:
-        report.write(file)
-
+main = plain.command(SB3, measure, train)
 
 if __name__ == "__main__":
     main()
