@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Linear:
-    """From `start` to `end` over `steps` env steps, constant afterwards."""
+class Schedule:
+    """From `start` to `end` over `steps` env steps, constant afterwards; how, a subclass says."""
 
     start: float
     end: float
@@ -14,23 +14,23 @@ class Linear:
 
     def __call__(self, env_steps: int) -> float:
         """Returns the value after so many env steps."""
-        if env_steps >= self.steps:
-            return self.end
+        return self.end if env_steps >= self.steps else self._between(env_steps)
+
+    def _between(self, env_steps: int) -> float:
+        raise NotImplementedError
+
+
+class Linear(Schedule):
+    """Along a straight line."""
+
+    def _between(self, env_steps: int) -> float:
         return self.start + (self.end - self.start) * env_steps / self.steps
 
 
-@dataclass(frozen=True)
-class Cosine:
-    """From `start` to `end` over `steps` env steps along half a cosine, constant afterwards."""
+class Cosine(Schedule):
+    """Along half a cosine."""
 
-    start: float
-    end: float
-    steps: int
-
-    def __call__(self, env_steps: int) -> float:
-        """Returns the value after so many env steps."""
-        if env_steps >= self.steps:
-            return self.end
+    def _between(self, env_steps: int) -> float:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * env_steps / self.steps)) / 2
 
 

@@ -1,7 +1,6 @@
 """How actions are chosen from values."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -76,18 +75,18 @@ def boltzmann(
     return (legal_values(values, mask) / temperature - noise).argmax(1)
 
 
-class Explorer(Protocol):
+class Explorer:
     """One way to explore."""
 
     def epsilon(self, env_steps: int) -> float:
         """Returns the probability of a uniform action, of environment 0, for reports."""
-        ...
+        return 0.0
 
     def choose(
         self, values: Tensor, env_steps: int, generator: torch.Generator, mask: Tensor | None
     ) -> Tensor:
         """Returns actions [N] for values [N, A] after so many env steps."""
-        ...
+        raise NotImplementedError
 
 
 def make(config: Config) -> Explorer:
@@ -102,7 +101,7 @@ def make(config: Config) -> Explorer:
 
 
 @dataclass(frozen=True)
-class EpsilonGreedy:
+class EpsilonGreedy(Explorer):
     """Uniform actions with a probability that may differ between environments.
 
     With a ladder, environment i of N has epsilon ** (1 + ladder * i / (N - 1)) (Horgan et al. 2018, section
@@ -128,14 +127,10 @@ class EpsilonGreedy:
 
 
 @dataclass(frozen=True)
-class Boltzmann:
+class Boltzmann(Explorer):
     """Better actions more often, the more so the lower the temperature."""
 
     schedule: Linear
-
-    def epsilon(self, env_steps: int) -> float:
-        """Returns 0: no action is uniform."""
-        return 0.0
 
     def choose(
         self, values: Tensor, env_steps: int, generator: torch.Generator, mask: Tensor | None
@@ -144,13 +139,8 @@ class Boltzmann:
         return boltzmann(values, self.schedule(env_steps), generator, mask)
 
 
-@dataclass(frozen=True)
-class Greedy:
+class Greedy(Explorer):
     """The best action; what explores is the noise in the values."""
-
-    def epsilon(self, env_steps: int) -> float:
-        """Returns 0: no action is uniform."""
-        return 0.0
 
     def choose(
         self, values: Tensor, env_steps: int, generator: torch.Generator, mask: Tensor | None
