@@ -27,6 +27,7 @@ from rlagents.errors import RunError, UsageError
 from rlagents.networks import has_pixels
 from rlagents.replay import row_bytes
 from rlagents.seeding import Streams
+from rlagents.types import Task
 from rlagents_envs.config import Gymnasium
 from rlagents_envs.vector import Environments
 
@@ -275,15 +276,15 @@ def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agent
     """
     _tune(envs, experiment.run.torch_threads)
     try:
-        return agents.make(
-            experiment.agent,
-            envs.layout,
-            envs.actions,
+        task = Task(
+            layout=envs.layout,
+            actions=envs.actions,
             environments=experiment.env.count,
             env_steps=experiment.run.env_steps,
             streams=Streams(experiment.run.seed),
             device=on,
         )
+        return agents.make(experiment.agent, task)
     except ValueError as error:
         raise UsageError(str(error)) from error
     except (MemoryError, RuntimeError) as error:

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from rlagents.seeding import Streams
+from rlagents_envs.vector import Layout
+
 Obs: TypeAlias = Tensor | dict[str, Tensor]
 Metrics: TypeAlias = Mapping[str, Tensor]
 State: TypeAlias = dict[str, Any]  # nested dictionaries of tensors, numbers, strings and lists of these
@@ -53,6 +56,17 @@ class Batch(NamedTuple):
     weight: Tensor  # [B] float32: importance weight, at most 1; 1 where sampling is uniform
     mask: Tensor | None = None  # [B, A] bool: legal actions in next_obs; None: all
     obs_mask: Tensor | None = None  # [B, A] bool: legal actions in obs; None: all
+
+
+class Task(NamedTuple):
+    """What an agent has to know of its environments, its run and where it computes."""
+
+    layout: Layout  # what an observation is made of
+    actions: int  # A
+    environments: int  # N
+    env_steps: int  # the budget, for what changes over the whole of it
+    streams: Streams  # random streams of the run
+    device: torch.device
 
 
 class Agent(Protocol):

@@ -22,8 +22,18 @@ def key(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def denormals():
-    """An agent flushes denormals to zero, for the whole process; hypothesis needs them."""
+def torch_as_new():
+    """What an agent sets for the whole process: hypothesis needs denormals, and the same bits one thread."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
     yield
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to run commands in; what they make importable is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("RLAGENTS_DEBUG", raising=False)

@@ -3,41 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 
+from learning import CORRIDOR, CPU, build, learn_corridor, pixels, train
 from playing import make
-from rlagents import agents
 from rlagents.agents.exploration import epsilon_greedy
 from rlagents.agents.values import Scalar
-from rlagents.config import AgentConfig
 from rlagents.loop import Trail, interact
 from rlagents.seeding import Streams
 from rlagents.types import Batch, Step
 from rlagents_envs.vector import Leaf
-
-CPU = torch.device("cpu")
-
-
-def build(layout, actions, *, environments=4, env_steps=10_000, seed=1, **table):
-    config = TypeAdapter(AgentConfig).validate_python(table)
-    return agents.make(
-        config,
-        layout,
-        actions,
-        environments=environments,
-        env_steps=env_steps,
-        streams=Streams(seed),
-        device=CPU,
-    )
-
-
-def train(envs, agent, env_steps, seed=1):
-    trail = Trail(Streams(seed), envs.count, envs.actions)
-    for _ in interact(envs, agent, trail, reset_every=10**9):
-        if agent.env_steps >= env_steps:
-            return agent
-    raise AssertionError
-
+from test_replay import Naive
 
 EXPLORE = {"start": 1.0, "end": 1.0, "steps": 0}
 
@@ -90,28 +65,20 @@ def test_n_step_targets_in_a_table_agree_with_one_step_ones_where_one_action_lea
     ("n_step", "double", "dueling"), [(1, False, False), (3, True, True), (1, True, False)]
 )
 def test_the_network_reaches_the_exact_values_of_the_corridor(target, n_step, double, dueling):
-    torch.set_num_threads(1)
-    envs = make(kind="corridor", count=4, observation="onehot")
     extra = {"none": {}, "fixed": {"sync_every": 50}, "soft": {"rate": 0.05}}[target]
-    agent = build(
-        envs.layout,
-        envs.actions,
+    q, exact = learn_corridor(
+        8000,
         kind="dqn",
-        discount=0.9,
         n_step=n_step,
         double=double,
         learning_rate=2e-3,
         batch_size=32,
         learning_starts=200,
-        learn_every=4,
         exploration={"kind": "epsilon", "start": 1.0, "end": 0.5, "steps": 2000},
         target={"kind": target, **extra},
         network={"hidden": [32], "dueling": dueling},
         replay={"capacity": 2000},
     )
-    train(envs, agent, 8000)
-    q, exact = agent.q_values(torch.eye(5)).numpy(), envs.model.optimal_q(0.9)
-    assert (q.argmax(1) == 1).all()
     if n_step == 1:
         np.testing.assert_allclose(q, exact, atol=0.05)
 
@@ -202,12 +169,6 @@ def test_the_update_is_the_gradient_of_the_written_out_loss(double):
         torch.testing.assert_close(mine, theirs)
 
 
-def pixels(count=8, seed=0):
-    return torch.randint(
-        0, 256, (count, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
-
-
 def test_bfloat16_stays_close_to_float32():
     leaf = Leaf("pixels", (4, 84, 84), "uint8", 4, scale=1 / 255)
     wide = build(leaf, 6, kind="dqn", precision="float32", replay={"capacity": 100})
@@ -263,7 +224,7 @@ def test_the_mean_image_is_taken_before_the_first_learner_step_and_kept(precisio
 
 
 def test_the_learning_rate_falls_to_its_end():
-    envs = make(kind="corridor", count=4, observation="onehot")
+    envs = make(**CORRIDOR)
     table = {"kind": "dqn", "learning_rate": 1e-2, "learning_rate_end": 1e-3, "learning_starts": 50}
     agent = build(envs.layout, 2, env_steps=1000, **table)
     train(envs, agent, 500)
@@ -313,8 +274,6 @@ def test_rewards_are_clipped_for_learning_only():
         replay={"capacity": 40},
     )
     assert agent.config.reward_transform == "sign"
-    from test_replay import Naive
-
     for step in Naive(4, 1, 5, 0).steps:
         agent.observe(step._replace(obs=torch.zeros(4, 1), reward=step.reward * 7))
     learned = agent.replay._columns["reward"][:20]
@@ -325,8 +284,6 @@ def test_rewards_are_clipped_for_learning_only():
 def test_rewards_are_multiplied_to_scale_them():
     vector = Leaf("vector", (1,), "float32")
     agent = build(vector, 2, kind="dqn", reward_transform="scale", reward_scale=0.25, replay={"capacity": 40})
-    from test_replay import Naive
-
     for step in Naive(4, 1, 5, 0).steps:
         agent.observe(step._replace(obs=torch.zeros(4, 1)))
         row = slice(4 * (agent.replay.time - 1), 4 * agent.replay.time)
@@ -336,8 +293,6 @@ def test_rewards_are_multiplied_to_scale_them():
 def test_normalised_rewards_are_divided_by_the_deviation_of_the_returns():
     vector = Leaf("vector", (1,), "float32")
     agent = build(vector, 2, kind="dqn", discount=0.8, reward_transform="normalise", replay={"capacity": 400})
-    from test_replay import Naive
-
     returns, running = [], np.zeros(4)
     for step in Naive(4, 1, 60, 0).steps:
         agent.observe(step._replace(obs=torch.zeros(4, 1), reward=step.reward * 7))
@@ -366,7 +321,7 @@ def test_weights_decay_by_the_learning_rate_times_themselves():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("target", ["none", "fixed", "soft"])
 def test_the_last_layers_start_anew_and_nothing_else(target, precision):
-    envs = make(kind="corridor", count=4, observation="onehot")
+    envs = make(**CORRIDOR)
     agent = build(
         envs.layout,
         2,

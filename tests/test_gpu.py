@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 
 import rlagents
-from rlagents import agents, runs
-from rlagents.config import AgentConfig
+from learning import build
+from rlagents import runs
 from rlagents.replay import Proportional, Ring, Uniform
 from rlagents.schedules import Linear
-from rlagents.seeding import Streams
 from rlagents.types import Step
 from rlagents_envs.vector import Leaf
 
@@ -48,16 +46,7 @@ def steps(number):
 
 def dqn(**table):
     table = {"kind": "dqn", "learning_starts": 200, "learn_every": 2, "n_step": 3, "double": True, **table}
-    config = TypeAdapter(AgentConfig).validate_python({"replay": {"capacity": 4000}, **table})
-    return agents.make(
-        config,
-        PONG,
-        6,
-        environments=COUNT,
-        env_steps=10_000,
-        streams=Streams(1),
-        device=torch.device("cuda"),
-    )
+    return build(PONG, 6, device=torch.device("cuda"), **{"replay": {"capacity": 4000}, **table})
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

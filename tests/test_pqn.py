@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import learning
 import rlagents
+from learning import assert_same, build, learn_corridor, outcome, pixels, stopped, train
 from playing import make
 from rlagents import runs
 from rlagents.agents.pqn import Minibatch
@@ -17,17 +19,14 @@ from rlagents.loop import Trail, interact
 from rlagents.seeding import Streams
 from rlagents.types import Step
 from rlagents_envs.vector import Leaf
-from test_agents import build, pixels, train
 from test_config import complaints
-from test_resume import assert_same, outcome, stopped
 
 DISCOUNT = 0.9
 ONE = Leaf("vector", (1,), "float32")
 IMAGE = Leaf("pixels", (4, 84, 84), "uint8", 4, scale=1 / 255)
 CORRIDOR = {"kind": "pqn", "discount": DISCOUNT, "rollout": 8, "minibatches": 4, "network": {"hidden": [32]}}
 CARTPOLE = {
-    "run": {"env_steps": 1500, "evaluate_every": 500, "evaluate_episodes": 4, "checkpoint_every": 75},
-    "env": {"kind": "cartpole", "count": 4},
+    **learning.CARTPOLE,
     "agent": {
         "kind": "pqn",
         "rollout": 24,
@@ -37,14 +36,7 @@ CARTPOLE = {
     },
 }
 PONG = {
-    "run": {
-        "env_steps": 320,
-        "evaluate_every": 160,
-        "evaluate_episodes": 2,
-        "checkpoint_every": 40,
-        "reset_every": 130,
-    },
-    "env": {"kind": "atari", "game": "pong", "count": 4, "sticky": 0.25, "max_frames": 200},
+    **learning.PONG,
     "agent": {
         "kind": "pqn",
         "rollout": 12,
@@ -207,29 +199,17 @@ def test_the_update_is_the_gradient_of_the_loss_over_transitions(loss):
 
 @pytest.mark.parametrize(("decay", "last"), [(0.0, 0.5), (0.65, 0.0)])
 def test_the_network_reaches_the_exact_values_of_the_corridor(decay, last):
-    torch.set_num_threads(1)
-    envs = make(kind="corridor", count=8, observation="onehot")
-    agent = build(
-        envs.layout,
-        envs.actions,
-        environments=8,
-        env_steps=12_000,
-        **CORRIDOR,
-        trace_decay=decay,
-        learning_rate=2e-3,
-        learning_rate_end=1e-4,
-        exploration={"kind": "epsilon", "start": 1.0, "end": last, "steps": 4000},
-    )
-    train(envs, agent, 12_000)
-    q, exact = agent.q_values(torch.eye(5)).numpy(), envs.model.optimal_q(DISCOUNT)
-    assert (q.argmax(1) == 1).all()
+    table = {name: value for name, value in CORRIDOR.items() if name != "discount"}
+    table |= {"learning_rate": 2e-3, "learning_rate_end": 1e-4, "trace_decay": decay}
+    table |= {"exploration": {"kind": "epsilon", "start": 1.0, "end": last, "steps": 4000}}
+    q, exact = learn_corridor(12_000, count=8, **table)
     # Returns of more than one step are those of the behaviour, and a greedy one shows the right alone.
     learned = slice(1, 2) if decay else slice(None)
     np.testing.assert_allclose(q[:, learned], exact[:, learned], atol=0.05)
 
 
 def test_weights_move_only_when_a_rollout_is_full():
-    envs = make(kind="corridor", count=4, observation="onehot")
+    envs = make(**learning.CORRIDOR)
     agent = build(envs.layout, 2, **CORRIDOR, epochs=3)
     loop = interact(envs, agent, Trail(Streams(1), 4, 2), reset_every=10**9)
     before = [p.clone() for p in agent.online.parameters()]
@@ -244,7 +224,7 @@ def test_weights_move_only_when_a_rollout_is_full():
 
 
 def test_every_row_is_learned_once_in_each_epoch():
-    envs = make(kind="corridor", count=4, observation="onehot")
+    envs = make(**learning.CORRIDOR)
     agent, seen = build(envs.layout, 2, **CORRIDOR, epochs=3), []
     update = agent._update
     agent._update = lambda row: seen.append(row) or update(row)
@@ -302,7 +282,6 @@ def test_an_agent_with_masks_never_takes_an_illegal_action():
 
 @pytest.mark.parametrize(("table", "step"), [(CARTPOLE, 700), (PONG, 200)], ids=["cartpole", "pong"])
 def test_a_resumed_run_ends_as_one_never_stopped(table, step, tmp_path):
-    torch.set_num_threads(1)
     whole = rlagents.train(table, out=tmp_path / "whole", quiet=True)
     run = stopped(table, tmp_path / "run", step)
     saved = Checkpoints(run).find().state()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from learning import build, train
 from playing import make
 from rlagents import evaluation, experiments, planning, runs
 from rlagents.agents.exploration import epsilon_greedy, probabilities
@@ -17,7 +18,6 @@ from rlagents_envs import model_of
 from rlagents_envs.config import Gymnasium
 from rlagents_envs.model import ModelEnvironments
 from rlagents_envs.vector import Leaf
-from test_agents import build, train
 
 UNIFORM = {"start": 1.0, "end": 1.0, "steps": 0}
 GREEDY = {"start": 0.0, "end": 0.0, "steps": 0}

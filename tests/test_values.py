@@ -6,12 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
-from rlagents import agents
+import learning
 from rlagents.agents.values import Categorical, Fractions, Quantile, Scalar, midpoints, soften
-from rlagents.config import AgentConfig, Munchausen
-from rlagents.seeding import Streams
+from rlagents.config import Munchausen
 from rlagents.types import Batch
 from rlagents_envs.vector import Leaf
 
@@ -178,18 +176,8 @@ def test_losses_and_gradients_are_those_of_stable_baselines3():
 
 def build(kind, *, leaf=None, actions=A, **table):
     table = {"network": {"hidden": [8]}, "gradient_clip": 0.0, "precision": "float32", **table}
-    config = TypeAdapter(AgentConfig).validate_python(
-        {"kind": "dqn", "values": TABLES[kind], "replay": {"capacity": 100}, **table}
-    )
-    return agents.make(
-        config,
-        leaf or Leaf("vector", (3,), "float32"),
-        actions,
-        environments=4,
-        env_steps=1000,
-        streams=Streams(1),
-        device=torch.device("cpu"),
-    )
+    leaf = leaf or Leaf("vector", (3,), "float32")
+    return learning.build(leaf, actions, kind="dqn", values=TABLES[kind], replay={"capacity": 100}, **table)
 
 
 def taken(agent):

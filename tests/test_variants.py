@@ -4,10 +4,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-import torch
 
-from playing import make
-from test_agents import build, train
+from learning import learn_corridor
 
 VALUES = {
     "scalar": {"kind": "scalar"},
@@ -34,31 +32,22 @@ ALWAYS = {
     [pytest.param(*way, marks=[] if way in ALWAYS else pytest.mark.slow) for way in GRID],
 )
 def test_every_variant_reaches_the_exact_values_of_the_corridor(kind, n_step, sampling, dueling, noisy):
-    torch.set_num_threads(1)
-    envs = make(kind="corridor", count=4, observation="onehot")
     # Returns of more than one step are those of the behaviour: with them, it has to become greedy.
     last = 0.5 if n_step == 1 else 0.0
-    agent = build(
-        envs.layout,
-        envs.actions,
+    q, exact = learn_corridor(
+        7000,
         kind="dqn",
-        discount=0.9,
         n_step=n_step,
         double=True,
         learning_rate=3e-3,
         learning_rate_end=1e-4,
         batch_size=32,
         learning_starts=200,
-        learn_every=4,
         exploration={"kind": "epsilon", "start": 1.0, "end": last, "steps": 3000},
         target={"kind": "fixed", "sync_every": 50},
         values=VALUES[kind],
         network={"hidden": [32], "dueling": dueling, "noisy": noisy},
         replay={"capacity": 1500, "sampling": {"kind": sampling}},
-        env_steps=7000,
     )
-    train(envs, agent, 7000)
-    q, exact = agent.q_values(torch.eye(5)).numpy(), envs.model.optimal_q(0.9)
-    assert (q.argmax(1) == 1).all()
     learned = slice(None) if n_step == 1 else slice(1, 2)  # a greedy behaviour shows the right alone
     np.testing.assert_allclose(q[:, learned], exact[:, learned], atol=0.05)

@@ -10,54 +10,34 @@ the maximum. What a value is, how the replay is sampled and how actions are expl
 """
 
 import copy
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlagents.agents.exploration import epsilon_greedy, legal_values
-from rlagents.agents.exploration import make as make_explorer
-from rlagents.agents.graph import Captured
-from rlagents.agents.guard import Guard
-from rlagents.agents.rewards import ReturnScale, transformed
-from rlagents.agents.values import Values, midpoints, soften
-from rlagents.agents.values import make as make_values
-from rlagents.agents.weights import Weights, copy_buffers, copy_tensors, seeded
+from rlagents.agents.exploration import legal_values
+from rlagents.agents.network_agent import NetworkAgent
+from rlagents.agents.rewards import transformed
+from rlagents.agents.values import soften
+from rlagents.agents.weights import copy_buffers, copy_tensors
 from rlagents.config import DQN as Config
 from rlagents.config import FixedTarget, NoTarget, SoftTarget
-from rlagents.networks import Network, Noise
-from rlagents.replay import Ring, make_sampler
+from rlagents.networks import Noise
+from rlagents.replay import make as make_replay
 from rlagents.schedules import Every
-from rlagents.seeding import Streams
-from rlagents.types import Batch, Metrics, Obs, State, Step
-from rlagents_envs.vector import Layout
+from rlagents.types import Batch, Metrics, Obs, State, Step, Task
 
 
-class DQN:
+class DQN(NetworkAgent[Config]):
     """A network that learns the values of actions from the replay.
 
     Three networks at most: `online` and `working`, see `Weights`, and `target`, which the goals come from.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        layout: Layout,
-        actions: int,
-        *,
-        environments: int,
-        env_steps: int,
-        streams: Streams,
-        device: torch.device,
-    ) -> None:
-        self.config, self.actions, self.device = config, actions, device
-        self.env_steps = self.learner_steps = 0
-        self.values: Values = make_values(config.values)
-        self._layout, self._streams = layout, streams
-        self._weights = Weights(config, self._fresh_network(0), layout, env_steps=env_steps, device=device)
-        self.online, self.working = self._weights.online, self._weights.working
-        self.optimizer = self._weights.optimizer
+    _counters = ("env_steps", "learner_steps", "_learned")
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task, config.batch_size)
         self.target = (
             self.working
             if isinstance(config.target, NoTarget)
@@ -67,81 +47,29 @@ class DQN:
         averages = self._weights.narrow and isinstance(config.target, SoftTarget)
         parameters = [p.detach().clone() for p in self._weights.parameters] if averages else None
         self._slow = parameters or list(self.target.parameters())
-        self._explore = streams.torch("exploration", device)
-        self._random = {"exploration": self._explore, "replay": streams.torch("replay", device)}
-        self._asked = self.values.fractions
-        if self._asked:
-            self._random["fractions"] = streams.torch("fractions", device)
+        drawn = {"replay": True, "fractions": self._asked, "noise": config.network.noisy}
+        self._random |= {name: task.streams.torch(name, self.device) for name, used in drawn.items() if used}
         # One noise for a whole batch that is learned, as in the paper; one for each environment that acts.
-        self._noise: Noise | None = None
-        if config.network.noisy:
-            self._random["noise"] = streams.torch("noise", device)
-            self._noise = Noise(self._random["noise"])
-        self._spread = midpoints(self._asked.choice, device) if self._asked else None
-        normalised = config.reward_transform == "normalise"
-        self._returns = ReturnScale(environments, config.discount) if normalised else None
-        self._reward_factor = torch.ones((), device=device)
+        self._noise = Noise(self._random["noise"]) if config.network.noisy else None
+        self._reward_factor = torch.ones((), device=self.device)
         self._prioritised = config.replay.sampling.kind != "uniform"
-        self._guard, self._guarded = Guard(config.batch_size, device), 0  # from which learner step on
         self._norm: list[Tensor] = []  # of the newest gradient, where it is limited
-        self._captured = device.type == "cuda" and config.cuda_graph
-        self._launch = self._launcher()
-        self.replay = Ring(
-            layout,
-            actions,
-            environments=environments,
-            capacity=config.replay.capacity,
-            n_step=config.n_step,
-            discount=config.discount,
-            sampler=make_sampler(config.replay, self._random["replay"], env_steps),
-            device=device,
-        )
-        self._explorer = make_explorer(config.exploration)
+        self.replay = make_replay(config, task, self._random["replay"])
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
+        self._begin()
 
-    def _fresh_network(self, index: int) -> Network:
-        """Returns an untrained network, the same for the same index."""
-        cosines = self.values.fractions.cosines if self.values.fractions else 0
-        shape = (self._layout, self.actions, self.values.width, cosines)
-        return seeded(lambda: Network(self.config.network, *shape), self._streams.integer("network", index))
-
-    @property
-    def epsilon(self) -> float:
-        """Probability of a uniform action at present."""
-        return self._explorer.epsilon(self.env_steps)
-
-    def q_values(self, obs: Obs) -> Tensor:
-        """Returns the values of every action for observations [N, *O], as [N, A] float32, without noise."""
-        return self._q_values(obs, None)
-
-    @torch.no_grad()
-    def _q_values(self, obs: Obs, noise: Noise | None) -> Tensor:
-        return self.values.mean(self.working(obs, self._spread, noise))
-
-    def act(
-        self,
-        obs: Obs,
-        *,
-        mask: Tensor | None = None,
-        first: Tensor | None = None,
-        epsilon: float | None = None,
-        generator: torch.Generator | None = None,
+    def _values_to_explore(
+        self, obs: Obs, mask: Tensor | None, first: Tensor | None, generator: torch.Generator
     ) -> Tensor:
-        """Returns actions [N] for observations [N, *O], from one forward pass."""
-        generator = generator or self._explore
-        if epsilon is not None:
-            return epsilon_greedy(self.q_values(obs), epsilon, generator, mask)
         noise = None
         if self._noise:
             noise = Noise(generator, len(obs if isinstance(obs, Tensor) else next(iter(obs.values()))))
-        return self._explorer.choose(self._q_values(obs, noise), self.env_steps, generator, mask)
+        return self._q_values(obs, noise)
 
     def observe(self, step: Step) -> None:
         """Stores one step."""
-        self.env_steps += int((~step.final).sum())
-        if self._returns:  # rewards are normalised as they are drawn, by what is known by then
-            self._returns.update(step)
+        super().observe(step)
         self.replay.add(step, transformed(step.reward, self.config))
 
     def learn(self) -> Metrics:
@@ -169,14 +97,7 @@ class DQN:
             self._reset_head(self.env_steps // reset)
         return metrics
 
-    def _launcher(self) -> Callable[[int], Metrics]:
-        if not self._captured:
-            return self._updates
-        drawn = [generator for name, generator in self._random.items() if name != "exploration"]
-        return Captured(self._updates, drawn)
-
     def _updates(self, count: int) -> Metrics:
-        """Does learner steps, on the device alone: nothing here waits for a number."""
         metrics: Metrics = {}
         for _ in range(count):
             metrics = self._update(self.replay.sample(self.config.batch_size))
@@ -255,33 +176,21 @@ class DQN:
         """Returns weights, optimiser, counters and random streams; not the replay's rows."""
         names = [name for name, _ in self.online.named_parameters()]
         return {
-            **self._weights.state_dict(),
+            **super().state_dict(),
             "target": {} if self.target is self.working else dict(zip(names, self._slow, strict=True)),
-            "counters": {name: getattr(self, name) for name in _COUNTERS},
-            "random": {name: generator.get_state() for name, generator in self._random.items()},
             "priorities": self.replay.sampler.state_dict(),
-            "returns": self._returns.state_dict() if self._returns else {},
         }
 
     def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` returned."""
-        self._weights.load_state_dict(state)
+        super().load_state_dict(state)
         copy_buffers(self.target, self.online)
         if self.target is not self.working:
             names = [name for name, _ in self.online.named_parameters()]
             copy_tensors(self._slow, [state["target"][name] for name in names])
             copy_tensors(list(self.target.parameters()), self._slow)
-        for name in _COUNTERS:
-            setattr(self, name, state["counters"][name])
-        self._guard, self._guarded = Guard(self.config.batch_size, self.device), self.learner_steps
-        self._launch = self._launcher()  # a graph knows the tensors of before
-        for name, generator in self._random.items():
-            generator.set_state(state["random"][name].cpu())
         if self._prioritised:
             self.replay.sampler.load_state_dict(state["priorities"])
-        if self._returns:
-            self._returns.load_state_dict(state["returns"])
 
 
 _CENTRE = 512  # observations that the mean image is taken of
-_COUNTERS = ("env_steps", "learner_steps", "_learned")

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlagents.agents.exploration import epsilon_greedy, probabilities
+from rlagents.agents.exploration import make as make_explorer
 from rlagents.config import QLearning as Config
-from rlagents.replay import Ring, Uniform
+from rlagents.replay import Ring
+from rlagents.replay import make as make_replay
 from rlagents.schedules import Every, Linear
-from rlagents.seeding import Streams
-from rlagents.types import Metrics, Obs, State, Step
-from rlagents_envs.vector import Bools, Layout
+from rlagents.types import Metrics, Obs, State, Step, Task
+from rlagents_envs.vector import Bools
 
 Numbers: TypeAlias = NDArray[np.int64]
 Values: TypeAlias = NDArray[np.float64]
@@ -45,52 +46,32 @@ class QLearning:
         ValueError: an observation is not one of S states, or a dictionary of such.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        layout: Layout,
-        actions: int,
-        *,
-        environments: int,
-        env_steps: int,
-        streams: Streams,
-        device: torch.device,
-    ) -> None:
-        leaves = layout if isinstance(layout, dict) else {"": layout}
+    def __init__(self, config: Config, task: Task) -> None:
+        task = task._replace(device=torch.device("cpu"))  # N look-ups take less time than a call to a GPU
+        leaves = task.layout if isinstance(task.layout, dict) else {"": task.layout}
         if any(leaf.kind != "index" for leaf in leaves.values()):
             raise ValueError(
                 "agent.kind must be a network agent for this environment: a table needs numbered states, got "
-                f"{layout}; set agent.kind to dqn, or give the environment a Discrete observation space, "
-                "or cut it into cells with env.bins"
+                f"{task.layout}; set agent.kind to dqn, or give the environment a Discrete observation "
+                "space, or cut it into cells with env.bins"
             )
         self._sizes = {name: leaf.size for name, leaf in leaves.items()}
         states = math.prod(self._sizes.values())
-        self.config = config
-        self.device = device = torch.device("cpu")  # N look-ups take less time than a call to a GPU
+        self.config, self.actions, self.device = config, task.actions, task.device
         self.env_steps = self.learner_steps = 0
-        self.actions = actions
-        shape = (1 + config.double, states, actions)
+        shape = (1 + config.double, states, task.actions)
         self._tables = np.full(shape, config.initial_value)  # [1 or 2, S, A]
         self._visits = np.zeros(self._tables.size)  # of each entry in the update under way; else zero
-        self._exploration = Linear(config.exploration.start, config.exploration.end, config.exploration.steps)
-        self._rate = Linear(config.learning_rate, config.final_learning_rate, env_steps)
-        self._random = {name: streams.torch(name, device) for name in ("exploration", "replay", "tables")}
+        self._explorer = make_explorer(config.exploration)
+        self._rate = Linear(config.learning_rate, config.final_learning_rate, task.env_steps)
+        names = ("exploration", "replay", "tables")
+        self._random = {name: task.streams.torch(name, self.device) for name in names}
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
         self._window: list[Step] = []  # of the newest steps, with states for observations
         self._horizon = config.n_step + (config.target_policy == "sampled")  # steps that a goal needs
-        self.replay: Ring | None = None
-        if config.learn_from == "replay":
-            self.replay = Ring(
-                layout,
-                actions,
-                environments=environments,
-                capacity=config.replay.capacity,
-                n_step=config.n_step,
-                discount=config.discount,
-                sampler=Uniform(config.replay.capacity, self._random["replay"]),
-                device=device,
-            )
+        from_replay = config.learn_from == "replay"
+        self.replay = make_replay(config, task, self._random["replay"]) if from_replay else None
 
     @property
     def q(self) -> Tensor:
@@ -100,7 +81,7 @@ class QLearning:
     @property
     def epsilon(self) -> float:
         """Probability of a uniform action at present."""
-        return self._exploration(self.env_steps)
+        return self._explorer.epsilon(self.env_steps)
 
     def q_values(self, obs: Obs) -> Tensor:
         """Returns the table's rows of states [N], as [N, A] float32."""

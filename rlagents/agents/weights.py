@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from rlagents.config import NetworkLearner
 from rlagents.networks import Network, computes_in_bfloat16, has_pixels
 from rlagents.schedules import Cosine, Linear
-from rlagents.types import Obs, State
-from rlagents_envs.vector import Layout
+from rlagents.types import Obs, State, Task
 
 
 class Weights:
@@ -25,23 +24,14 @@ class Weights:
     Args:
         config: of the agent.
         network: untrained.
-        layout: what it sees.
-        env_steps: the budget, for a learning rate that changes over the whole of it.
-        device: where it computes.
+        task: what it is built for.
     """
 
-    def __init__(
-        self,
-        config: NetworkLearner,
-        network: Network,
-        layout: Layout,
-        *,
-        env_steps: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, config: NetworkLearner, network: Network, task: Task) -> None:
+        device = task.device
         self.online = network.to(device)
         self.narrow = config.precision == "bfloat16" or (
-            config.precision == "auto" and has_pixels(layout) and computes_in_bfloat16(device)
+            config.precision == "auto" and has_pixels(task.layout) and computes_in_bfloat16(device)
         )
         self.working = copy.deepcopy(self.online).narrow_() if self.narrow else self.online
         self.renewed = list(self.working.parameters()) if self.narrow else []
@@ -57,7 +47,7 @@ class Weights:
             capturable=on_gpu,
         )
         schedule = Linear if config.learning_rate_schedule == "linear" else Cosine
-        self.rate = schedule(config.learning_rate, config.final_learning_rate, env_steps)
+        self.rate = schedule(config.learning_rate, config.final_learning_rate, task.env_steps)
 
     def centre(self, obs: Obs) -> None:
         """Takes the mean of observations [B, *O] for what bodies subtract from images, if they do."""

@@ -2,31 +2,42 @@
 
 import torch
 
-from rlagents.config import ProportionalSampling, Replay
+from rlagents.config import ProportionalSampling, ReplayLearner
 from rlagents.replay.priority import Proportional
 from rlagents.replay.ring import Ring, row_bytes
 from rlagents.replay.sampling import Sampler, Uniform
 from rlagents.schedules import Linear
+from rlagents.types import Task
 
-__all__ = ["Proportional", "Ring", "Sampler", "Uniform", "make_sampler", "row_bytes"]
+__all__ = ["Proportional", "Ring", "Sampler", "Uniform", "make", "row_bytes"]
 
 
-def make_sampler(config: Replay, generator: torch.Generator, env_steps: int) -> Sampler:
-    """Returns what draws rows of a replay.
+def make(config: ReplayLearner, task: Task, generator: torch.Generator) -> Ring:
+    """Returns the replay of an agent.
 
     Args:
-        config: the `[agent.replay]` table.
-        generator: where draws come from, on the replay's device.
-        env_steps: the budget, for importance weights that change over the whole of it.
+        config: of the agent.
+        task: what it is built for.
+        generator: where draws come from, on the task's device.
     """
-    sampling = config.sampling
+    capacity, sampling = config.replay.capacity, config.replay.sampling
     if isinstance(sampling, ProportionalSampling):
-        importance = Linear(sampling.importance_start, sampling.importance_end, env_steps)
-        return Proportional(
-            config.capacity,
+        sampler = Proportional(
+            capacity,
             generator,
             exponent=sampling.exponent,
-            importance=importance,
+            importance=Linear(sampling.importance_start, sampling.importance_end, task.env_steps),
             floor=sampling.floor,
         )
-    return Uniform(config.capacity, generator)
+    else:
+        sampler = Uniform(capacity, generator)
+    return Ring(
+        task.layout,
+        task.actions,
+        environments=task.environments,
+        capacity=capacity,
+        n_step=config.n_step,
+        discount=config.discount,
+        sampler=sampler,
+        device=task.device,
+    )

@@ -1,0 +1,130 @@
+"""What the agents with a network have in common; what they learn from, and towards, is their own affair."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from rlagents.agents.exploration import epsilon_greedy
+from rlagents.agents.exploration import make as make_explorer
+from rlagents.agents.graph import Captured
+from rlagents.agents.guard import Guard
+from rlagents.agents.rewards import ReturnScale
+from rlagents.agents.values import Values, midpoints
+from rlagents.agents.values import make as make_values
+from rlagents.agents.weights import Weights, seeded
+from rlagents.config import DQN, PQN
+from rlagents.networks import Network, Noise
+from rlagents.types import Metrics, Obs, State, Step, Task
+
+Config = TypeVar("Config", DQN, PQN)
+
+
+class NetworkAgent(Generic[Config]):
+    """A network that is acted with: its weights, how it explores, its counters, and how all this is saved.
+
+    Args:
+        config: of the agent.
+        task: what it is built for.
+        batch_size: B of a learner step.
+    """
+
+    _counters: ClassVar[Sequence[str]] = ("env_steps", "learner_steps")
+
+    def __init__(self, config: Config, task: Task, batch_size: int) -> None:
+        self.config, self.actions, self.device = config, task.actions, task.device
+        self.env_steps = self.learner_steps = 0
+        self.values: Values = make_values(config.values)
+        self._asked = self.values.fractions
+        self._task, self._batch_size = task, batch_size
+        self._weights = Weights(config, self._fresh_network(0), task)
+        self.online, self.working = self._weights.online, self._weights.working
+        self.optimizer = self._weights.optimizer
+        self._spread = midpoints(self._asked.choice, self.device) if self._asked else None
+        self._explorer = make_explorer(config.exploration)
+        self._explore = task.streams.torch("exploration", self.device)
+        # And, by the subclass, what learner steps draw from.
+        self._random: dict[str, torch.Generator] = {"exploration": self._explore}
+        normalised = config.reward_transform == "normalise"
+        self._returns = ReturnScale(task.environments, config.discount) if normalised else None
+
+    def _fresh_network(self, index: int) -> Network:
+        """Returns an untrained network, the same for the same index."""
+        cosines = self._asked.cosines if self._asked else 0
+        shape = (self._task.layout, self.actions, self.values.width, cosines)
+        seed = self._task.streams.integer("network", index)
+        return seeded(lambda: Network(self.config.network, *shape), seed)
+
+    def _begin(self) -> None:
+        """Starts what knows the tensors or learner steps of before anew."""
+        self._guard, self._guarded = Guard(self._batch_size, self.device), self.learner_steps
+        self._launch: Callable[[int], Metrics] = self._updates
+        if self.device.type == "cuda" and self.config.cuda_graph:
+            drawn = [generator for name, generator in self._random.items() if name != "exploration"]
+            self._launch = Captured(self._updates, drawn)
+
+    def _updates(self, count: int) -> Metrics:
+        """Does learner steps, on the device alone: nothing here waits for a number."""
+        raise NotImplementedError
+
+    @property
+    def epsilon(self) -> float:
+        """Probability of a uniform action at present."""
+        return self._explorer.epsilon(self.env_steps)
+
+    def q_values(self, obs: Obs) -> Tensor:
+        """Returns the values of every action for observations [N, *O], as [N, A] float32, without noise."""
+        return self._q_values(obs, None)
+
+    @torch.no_grad()
+    def _q_values(self, obs: Obs, noise: Noise | None) -> Tensor:
+        return self.values.mean(self.working(obs, self._spread, noise))
+
+    def act(
+        self,
+        obs: Obs,
+        *,
+        mask: Tensor | None = None,
+        first: Tensor | None = None,
+        epsilon: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Returns actions [N] for observations [N, *O], from one forward pass."""
+        generator = generator or self._explore
+        if epsilon is not None:
+            return epsilon_greedy(self.q_values(obs), epsilon, generator, mask)
+        values = self._values_to_explore(obs, mask, first, generator)
+        return self._explorer.choose(values, self.env_steps, generator, mask)
+
+    def _values_to_explore(
+        self, obs: Obs, mask: Tensor | None, first: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        """Returns the values [N, A] that the agent's own exploration chooses by."""
+        raise NotImplementedError
+
+    def observe(self, step: Step) -> None:
+        """Counts one step; who learns stores it."""
+        self.env_steps += int((~step.final).sum())
+        if self._returns:  # rewards are normalised as they are learned, by what is known by then
+            self._returns.update(step)
+
+    def state_dict(self) -> State:
+        """Returns weights, optimiser, counters and random streams."""
+        return {
+            **self._weights.state_dict(),
+            "counters": {name: getattr(self, name) for name in self._counters},
+            "random": {name: generator.get_state() for name, generator in self._random.items()},
+            "returns": self._returns.state_dict() if self._returns else {},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Restores what `state_dict` returned."""
+        self._weights.load_state_dict(state)
+        for name in self._counters:
+            setattr(self, name, state["counters"][name])
+        for name, generator in self._random.items():
+            generator.set_state(state["random"][name].cpu())
+        if self._returns:
+            self._returns.load_state_dict(state["returns"])
+        self._begin()
