@@ -18,6 +18,8 @@ from rlagents.types import Agent, Metrics, Obs, State, Step, each
 from rlagents_envs.vector import Array, Environments, Outcome
 from rlagents_envs.vector import Obs as HostObs
 
+_COUNTERS = ("resets", "env_steps", "checksum", "length")
+
 
 class Trail:
     """The way back into the environments: the seed of the last full reset and the actions since.
@@ -65,13 +67,13 @@ class Trail:
 
     def state_dict(self) -> State:
         """Returns the actions and counters."""
-        counters = {name: getattr(self, name) for name in ("resets", "env_steps", "checksum", "length")}
+        counters = {name: getattr(self, name) for name in _COUNTERS}
         return {"actions": torch.as_tensor(self._actions[: self.length].copy()), **counters}
 
     def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` returned."""
         self._actions = state["actions"].numpy().copy()
-        for name in ("resets", "env_steps", "checksum", "length"):
+        for name in _COUNTERS:
             setattr(self, name, state[name])
         if not self.length:
             self._actions = np.zeros((1024, self._actions.shape[1]), self._actions.dtype)

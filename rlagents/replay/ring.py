@@ -135,17 +135,25 @@ class Ring:
         record["terminated"][:] = step.terminated.numpy()
         np.logical_or(record["terminated"], step.truncated.numpy(), out=record["ended"])
         self._write_records(row, self._newest_bytes)
-        if step.mask is not None and self._mask is None:
-            self._mask = torch.ones(
-                self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
-            )
-        if self._mask is not None:
-            self._mask[row] = True if step.mask is None else step.mask
+        self._write_mask([row], step.mask)
         self._final[slot] = final
         self.time += 1
         if torn:
             self._mend(self.time - 3)
         self._allow(self.time - 1 - self.n_step)
+
+    def _write_mask(self, rows: Sequence[slice], mask: Tensor | None) -> None:
+        """Writes legal actions [rows, A]; None: all. There is a column from the first mask on."""
+        if self._mask is None:
+            if mask is None:
+                return
+            shape = (self.rows * self.environments, self.actions)
+            self._mask = torch.ones(shape, dtype=torch.bool, device=self.device)
+        if mask is not None:
+            _write(self._mask, rows, mask)
+            return
+        for piece in rows:
+            self._mask[piece] = True
 
     def _mend(self, start: int) -> None:
         """Closes what was left open from time `start` on: where a successor got lost, nothing is invented.
@@ -259,13 +267,7 @@ class Ring:
             _write(column, rows, parts[name])
         for name, ring in self._frames.items():
             _write(ring, rows, parts[f"obs.{name}"])
-        if "mask" in parts and self._mask is None:
-            self._mask = torch.ones(
-                self.rows * self.environments, self.actions, dtype=torch.bool, device=self.device
-            )
-        if self._mask is not None:
-            size = (stop - start) * self.environments
-            _write(self._mask, rows, parts.get("mask", torch.ones(size, self.actions, dtype=torch.bool)))
+        self._write_mask(rows, parts.get("mask"))
         self._final[np.arange(start, stop) % self.rows] = parts["final"].numpy()
         for name in ("age", "ended"):
             self._newest[name][:] = parts[name].numpy()[-self.environments :]
