@@ -5,7 +5,8 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv, CartPoleVectorE
 from numpy.typing import NDArray
 
 from rlagents_envs.config import CartPole
-from rlagents_envs.vector import Array, Bools, Layout, Leaf, Obs, Outcome, Pending, first_seed
+from rlagents_envs.spaces import Convert, cells
+from rlagents_envs.vector import Bools, Layout, Leaf, Obs, Outcome, Pending, first_seed
 
 # Half the range that is cut into equal cells: position, velocity, angle, angular velocity. The first and
 # third are where an episode ends; the velocities have no bound, and beyond is the outermost cell.
@@ -26,15 +27,10 @@ class CartPoleEnvironments:
                 f"angular velocity) or empty, got {list(config.bins)}"
             )
         self.count = config.count
-        self.bins = config.bins
-        self.layout: Layout = (
-            Leaf("index", (), "int64", size=int(np.prod(config.bins)))
-            if config.bins
-            else Leaf("vector", (len(RANGE),), "float32")
-        )
-        self._edges = [
-            np.linspace(-half, half, cells + 1)[1:-1] for half, cells in zip(RANGE, config.bins, strict=False)
-        ]
+        self.layout: Layout = Leaf("vector", (len(RANGE),), "float32")
+        self._convert: Convert = np.ascontiguousarray  # of numbers [N, 4]
+        if config.bins:
+            self.layout, self._convert = cells(-np.array(RANGE), np.array(RANGE), config.bins)
         self._carts = CartPoleVectorEnv(config.count, max_episode_steps=config.time_limit)
         # The vector environment would draw all N carts, so a single one draws the first.
         self._painter = CartPoleEnv(render_mode="rgb_array") if pictures else None
@@ -69,10 +65,3 @@ class CartPoleEnvironments:
     def close(self) -> None:
         """Refuses further steps. The painter is left alone: closing it would close every pygame window."""
         self._pending.close()
-
-    def _convert(self, obs: NDArray[np.float32]) -> Array:
-        """Returns numbers [N, 4], or the number of the cell [N] that they lie in."""
-        if not self.bins:
-            return np.ascontiguousarray(obs)
-        cells = tuple(np.digitize(obs[:, i], edges) for i, edges in enumerate(self._edges))  # 4 x [N]
-        return np.ravel_multi_index(cells, self.bins).astype(np.int64)

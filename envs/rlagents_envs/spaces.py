@@ -47,7 +47,7 @@ class Observer:
     layout: Layout
 
     def __init__(self, space: Space[Any], stack: int = 1, bins: tuple[int, ...] = ()) -> None:
-        entries = [Entry("", (), *_cells(space, bins))] if bins else list(_entries(space, ()))
+        entries = [Entry("", (), *_bounded_cells(space, bins))] if bins else list(_entries(space, ()))
         if stack > 1 and all(entry.leaf.kind == "index" for entry in entries):
             raise ValueError(f"env.frame_stack must be 1 where an observation is a number, got {stack}")
         self._stack = stack
@@ -132,8 +132,8 @@ def _box(box: spaces.Box) -> tuple[Leaf, Convert]:
     return _vector(int(np.prod(box.shape)), dtype, scale)
 
 
-def _cells(space: Space[Any], bins: tuple[int, ...]) -> tuple[Leaf, Convert]:
-    """Cuts each number of a Box into equal cells between its bounds; the cells are counted row by row."""
+def _bounded_cells(space: Space[Any], bins: tuple[int, ...]) -> tuple[Leaf, Convert]:
+    """Cuts each number of a Box into equal cells between its bounds."""
     if not isinstance(space, spaces.Box) or space.shape != (len(bins),):
         raise ValueError(
             f"env.bins must be one number of cells for each number of a Box, got {bins} for {space}"
@@ -141,13 +141,18 @@ def _cells(space: Space[Any], bins: tuple[int, ...]) -> tuple[Leaf, Convert]:
     low, high = cast("NDArray[np.float64]", space.low), cast("NDArray[np.float64]", space.high)
     if not (np.isfinite(low) & np.isfinite(high)).all():
         raise ValueError(f"env.bins need finite bounds to cut between, got {space}")
+    return cells(low, high, bins)
+
+
+def cells(low: NDArray[Any], high: NDArray[Any], bins: tuple[int, ...]) -> tuple[Leaf, Convert]:
+    """Cuts D numbers between bounds [D] into equal cells; they are counted row by row."""
     cuts: list[NDArray[np.float64]] = [
         np.linspace(low[i], high[i], count + 1)[1:-1] for i, count in enumerate(bins)
     ]
 
     def convert(batch: NDArray[np.float64]) -> Array:
-        cells = tuple(np.digitize(batch[:, i], inner) for i, inner in enumerate(cuts))  # D x [N]
-        return np.asarray(np.ravel_multi_index(cells, bins), np.int64)
+        places = tuple(np.digitize(batch[:, i], inner) for i, inner in enumerate(cuts))  # D x [N]
+        return np.asarray(np.ravel_multi_index(places, bins), np.int64)
 
     return Leaf("index", (), "int64", size=int(np.prod(bins))), convert
 
