@@ -54,7 +54,7 @@ def make(
 
             return AtariEnvironments(config, pictures=pictures, resting=resting)
         case Gymnasium(backend="model"):
-            from rlagents_envs.gymnasium import modelled
+            from rlagents_envs.transitions import modelled
 
             return modelled(config, pictures=pictures)
         case Gymnasium():
@@ -74,9 +74,9 @@ def model_of(config: EnvConfig) -> Model:
         ValueError: In one line: they have none, or it does not say everything.
     """
     if isinstance(config, Gymnasium):
-        from rlagents_envs import gymnasium
+        from rlagents_envs import transitions
 
-        return gymnasium.model_of(config)
+        return transitions.model_of(config)
     envs = make(config, count=1)
     if isinstance(envs, ModelEnvironments):
         return envs.model

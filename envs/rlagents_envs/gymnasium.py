@@ -16,7 +16,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +29,6 @@ from gymnasium.wrappers import Autoreset
 from numpy.typing import NDArray
 
 from rlagents_envs.config import Carla, Gymnasium
-from rlagents_envs.model import Model, ModelEnvironments
 from rlagents_envs.spaces import Observer
 from rlagents_envs.vector import Bools, Layout, Obs, Outcome, Pending, first_seed
 
@@ -59,7 +58,7 @@ class GymnasiumEnvironments:
 
     def __init__(self, config: Gymnasium, *, pictures: bool = False) -> None:
         maker = Maker(config.id, config.kwargs, config.wrappers)
-        with _quiet():
+        with quiet():
             actions, observations, drivers = _check(maker, pictures)
         makers = [
             Maker(config.id, config.kwargs, config.wrappers, pictures and not index, index)
@@ -102,7 +101,7 @@ class GymnasiumEnvironments:
 
     def _made(self) -> SyncVectorEnv[Any, Any] | AsyncVectorEnv[Any, Any]:
         """Starts the environments, and their processes."""
-        with _quiet():
+        with quiet():
             if self._backend == "sync":
                 return SyncVectorEnv(self._makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
             ways = multiprocessing.get_all_start_methods()
@@ -221,7 +220,7 @@ class GymnasiumEnvironments:
         if self._pending.waiting is not None:
             self._pending.take()
             if isinstance(self._vector, AsyncVectorEnv) and not self._crashed:
-                with _quiet():
+                with quiet():
                     self._vector.step_wait(timeout)
 
     def _end(self) -> None:
@@ -247,7 +246,7 @@ class GymnasiumEnvironments:
         try:
             if isinstance(self._vector, SyncVectorEnv):
                 return call()
-            with _quiet():  # Gymnasium would write the worker's traceback as warnings
+            with quiet():  # Gymnasium would write the worker's traceback as warnings
                 return call()
         except BaseException as error:  # Ctrl-C too: a half-received step cannot be finished
             dead = self._dead() if isinstance(error, EOFError | ConnectionError) else {}
@@ -304,94 +303,6 @@ class GymnasiumEnvironments:
         return mask
 
 
-def modelled(config: Gymnasium, *, pictures: bool = False) -> ModelEnvironments:
-    """Makes environments that step by the model of a Gymnasium environment, which itself never steps.
-
-    Raises:
-        ValueError: If it cannot be made, or has no model that says everything.
-    """
-    model = model_of(config)
-    painter: Any = None
-    if pictures:
-        with _quiet():
-            painter = Maker(config.id, config.kwargs, pictures=True)()
-            painter.reset(seed=0)
-
-    def picture(state: int) -> NDArray[np.uint8]:
-        if painter is None:
-            raise RuntimeError("picture needs environments made with pictures=True")
-        painter.unwrapped.s = state
-        return np.array(painter.render(), np.uint8)
-
-    return ModelEnvironments(model, None, count=config.count, picture=picture)
-
-
-def model_of(config: Gymnasium) -> Model:
-    """Returns the model of an environment, whatever its backend.
-
-    Raises:
-        ValueError: It cannot be made, or has no model that says everything.
-    """
-    if config.wrappers or config.frame_stack > 1 or config.bins:
-        raise ValueError(
-            f"env.wrappers, frame_stack and bins must be left out where the model of {config.id} is used"
-        )
-    with _quiet(), contextlib.closing(Maker(config.id, config.kwargs)()) as env:
-        try:
-            model = _read(env)
-        except ValueError as error:
-            raise ValueError(f"{config.id} has no model to use: {error}; set env.backend to sync") from error
-    return model if config.masks else replace(model, legal=np.ones_like(model.legal))
-
-
-def _read(env: Any) -> Model:
-    """Returns the model that a Gymnasium environment has as `unwrapped.P`, as those of toy text do.
-
-    `P[state][action]` is a list of (probability, successor, reward, terminated). `initial_state_distrib`
-    says where episodes begin, and a method `action_mask(state)`, if there is one, what is legal.
-
-    Raises:
-        ValueError: It has none, or one that does not say everything.
-    """
-    inner, size = env.unwrapped, env.observation_space
-    transitions, start = (getattr(inner, name, None) for name in ("P", "initial_state_distrib"))
-    if transitions is None or start is None or not isinstance(size, spaces.Discrete) or size.start != 0:
-        raise ValueError(
-            "it must have numbered states from 0, transitions P and an initial_state_distrib, "
-            f"got {type(inner).__name__} over {size}"
-        )
-    if getattr(inner, "fickle_passenger", False):  # Taxi then remembers more than its state
-        raise ValueError("it must be described by its transitions alone, got fickle_passenger=true")
-    states, actions = int(cast("Any", size).n), int(env.action_space.n)
-    rows: list[list[Any]] = [list(transitions[s][a]) for s in range(states) for a in range(actions)]
-    outcomes = max(len(row) for row in rows)
-    filled = [(*row, *((0.0, 0, 0.0, False),) * (outcomes - len(row))) for row in rows]
-    table = np.array(filled, np.float64).reshape(states, actions, outcomes, 4)
-    masks = getattr(inner, "action_mask", None)
-    legal = np.ones((states, actions), np.bool_)
-    if masks is not None:
-        legal = np.array([masks(state) for state in range(states)], np.bool_)
-        legal[~legal.any(1)] = True
-    return Model(
-        probability=table[..., 0],
-        successor=table[..., 1].astype(np.int64),
-        reward=table[..., 2].astype(np.float32),
-        ends=table[..., 3].astype(np.bool_),
-        legal=legal,
-        start=np.asarray(start, np.float64),
-        shape=_grid(inner, states),
-        time_limit=env.spec.max_episode_steps if env.spec else None,
-    )
-
-
-def _grid(env: Any, states: int) -> tuple[int, int] | None:
-    """Returns rows and columns, where the environment is a map or a shape of as many cells as states."""
-    for shape in (getattr(getattr(env, "desc", None), "shape", None), getattr(env, "shape", None)):
-        if shape is not None and len(shape) == 2 and np.prod(shape) == states:
-            return cast("tuple[int, int]", tuple(int(size) for size in shape))
-    return None
-
-
 class BrokenEnvironmentError(RuntimeError):
     """What an environment did wrong while it ran: one line that names it, with its traceback as a note."""
 
@@ -417,7 +328,7 @@ class Maker:
         """Makes and wraps it; ValueError, in one line, if that fails."""
         if multiprocessing.parent_process() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-        with _quiet():
+        with quiet():
             create = _creator(self.id)
             mode = {"render_mode": "rgb_array"} if self.pictures else {}
             try:
@@ -677,7 +588,7 @@ def _kind(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """Keeps Gymnasium's advice (old versions, spaces, workers that failed) off the user's screen."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
