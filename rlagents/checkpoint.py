@@ -8,7 +8,6 @@ is read was perhaps damaged, or made by a stranger: nothing is believed before i
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import threading
@@ -21,12 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from rlagents import machine
+from rlagents import disk, machine
 from rlagents.errors import RunError
 from rlagents.replay import Ring
 from rlagents.types import State
@@ -34,16 +32,6 @@ from rlagents.types import State
 SCHEMA = 2  # 1: a manifest without a checksum of its own, the best one named in a file beside
 _MANIFEST, _SEAL, _STATE = "manifest.json", "manifest.sha256", "state.json"
 _PIECE = 128 << 20  # bytes of rows in one file at most: what saving and reading take beside the replay
-_AT_ONCE = 1 << 20  # bytes that are read, and checked while the cache still has them
-_LARGEST_HEADER = 1 << 20  # bytes of a header of safetensors that describes rows
-_DTYPES = {  # those of rows, as safetensors calls them
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F32": torch.float32,
-}
-_NO_ROOM = memoryview(b"")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -80,7 +68,7 @@ class Saved:
         """Returns everything that it holds but the replay's rows, by names as `agent/policy/head.weight`."""
         flat: dict[str, Any] = {}
         for name, expected in self.manifest["files"].items():
-            content = _take(self.folder, name, expected)
+            content = disk.read(self.folder, name, expected)
             if name == _STATE:
                 flat |= json.loads(content)
             else:
@@ -166,7 +154,7 @@ class Checkpoints:
             else:
                 plain[path] = value
         self.folder.mkdir(parents=True, exist_ok=True)
-        _sync(self.folder.parent)
+        disk.sync(self.folder.parent)
         rows = [] if replay is None else self._rows(replay)
         for write in rows[:-1]:
             write()
@@ -215,8 +203,8 @@ class Checkpoints:
         for leftover in (beside, former):
             shutil.rmtree(leftover, ignore_errors=True)
         beside.mkdir()
-        files = {name: _put(beside / name, safetensors.save(named)) for name, named in tensors.items()}
-        files[_STATE] = _put(beside / _STATE, state)
+        files = {name: disk.write(beside / name, safetensors.save(named)) for name, named in tensors.items()}
+        files[_STATE] = disk.write(beside / _STATE, state)
         manifest = {
             **known,
             "versions": made_with(),
@@ -224,13 +212,13 @@ class Checkpoints:
             "files": files,
             "replay": self._entries,
         }
-        sealed = _put(beside / _MANIFEST, json.dumps(manifest, indent=1).encode())
-        _put(beside / _SEAL, sealed["sha256"].encode())
-        _sync(beside)
+        sealed = disk.write(beside / _MANIFEST, json.dumps(manifest, indent=1).encode())
+        disk.write(beside / _SEAL, sealed["sha256"].encode())
+        disk.sync(beside)
         if place.exists():  # a Ctrl-C where no environment acted, or before an evaluation
             place.rename(former)
         beside.rename(place)
-        _sync(self.folder)
+        disk.sync(self.folder)
         self._best = known["best"]
         with suppress(OSError, DamagedError):  # what cannot be removed now goes after the next one
             self._prune()
@@ -260,8 +248,8 @@ class Checkpoints:
         if self._compress:
             entry |= {"file": entry["file"] + ".zlib", "bytes": len(content)}
             content = zlib.compress(content, 1)
-        entry |= _put(self._segments / entry["file"], content)
-        _sync(self._segments)
+        entry |= disk.write(self._segments / entry["file"], content)
+        disk.sync(self._segments)
         self._entries = [*self._entries, entry]
 
     def _prune(self) -> None:
@@ -342,7 +330,7 @@ class Checkpoints:
         manifest = self._manifest(folder)
         try:
             for name, expected in manifest["files"].items():
-                _take(folder, name, expected)
+                disk.read(folder, name, expected)
         except Exception as error:  # whatever a stranger's bytes lead to
             raise DamagedError(f"{folder} is damaged: {_reason(error)}") from error
         return Saved(folder, manifest)
@@ -350,9 +338,9 @@ class Checkpoints:
     def _manifest(self, folder: Path) -> dict[str, Any]:
         """Returns a manifest that is as it was written, and names nothing outside its folder."""
         try:
-            content = _small(folder / _MANIFEST)
+            content = disk.read_small(folder / _MANIFEST)
             sealed = (folder / _SEAL).exists()
-            if sealed and _small(folder / _SEAL) != hashlib.sha256(content).hexdigest().encode():
+            if sealed and disk.read_small(folder / _SEAL) != hashlib.sha256(content).hexdigest().encode():
                 raise ValueError(f"{_MANIFEST} differs from its checksum")
             manifest = json.loads(content)
             schema = manifest["schema"]
@@ -417,13 +405,13 @@ class Checkpoints:
         """
         replay.forget()
         entries = saved.manifest["replay"]
-        rooms = [_NO_ROOM, _NO_ROOM]
+        rooms = [disk.NO_ROOM, disk.NO_ROOM]
 
         def fetch(number: int) -> memoryview:
             entry, room = entries[number], rooms[number % 2]
-            content = _fill(self._segments, entry["file"], entry, room)
+            content = disk.read_into(self._segments, entry["file"], entry, room)
             rooms[number % 2] = max(content, room, key=len)
-            return _inflate(content, entry["bytes"]) if entry["file"].endswith(".zlib") else content
+            return disk.inflate(content, entry["bytes"]) if entry["file"].endswith(".zlib") else content
 
         with ThreadPoolExecutor(1) as reader:
             coming = [reader.submit(fetch, number) for number in range(len(entries[:1]))]
@@ -433,7 +421,7 @@ class Checkpoints:
                     content = coming.pop().result()
                     if number + 1 < len(entries):
                         coming.append(reader.submit(fetch, number + 1))
-                    parts = _tensors(content)
+                    parts = disk.tensors(content)
                     start, times = entry["start"], len(parts["final"])
                     if start < 0 or (number and start != replay.time) or entry["stop"] - start != times:
                         raise ValueError(f"it does not hold rows {replay.time} to {entry['stop']}")
@@ -447,7 +435,7 @@ class Checkpoints:
 def write_tensors(file: Path, named: Mapping[str, Any]) -> None:
     """Writes tensors, and dictionaries of them, as safetensors."""
     flat = {path: value.detach().cpu().contiguous() for path, value in _flatten(named)}
-    _put(file, safetensors.save(flat))
+    disk.write(file, safetensors.save(flat))
 
 
 def made_with() -> dict[str, str]:
@@ -480,87 +468,3 @@ def _nest(flat: Mapping[str, Any]) -> State:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _put(file: Path, content: bytes) -> dict[str, Any]:
-    """Writes a file and waits until it is on the disk; returns its size and checksum."""
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _take(folder: Path, name: str, expected: Mapping[str, Any]) -> bytes:
-    """Returns the content of a file that is as large as it should be, and is what it was."""
-    return _fill(folder, name, expected).tobytes()
-
-
-def _fill(folder: Path, name: str, expected: Mapping[str, Any], room: memoryview = _NO_ROOM) -> memoryview:
-    """Returns the same where there is room for it, or else in new memory; read and checked in one go."""
-    file, size = folder / name, expected["size"]
-    if not file.is_file() or file.is_symlink():
-        raise ValueError(f"{file.name} is missing")
-    if file.stat().st_size != size:
-        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, not {size}")
-    if len(room) < size:
-        _afford(size)
-        room = memoryview(bytearray(size))
-    content, checksum = room[:size], hashlib.sha256()
-    with file.open("rb") as stream:
-        for start in range(0, size, _AT_ONCE):
-            piece = content[start : start + _AT_ONCE]
-            if stream.readinto(piece) != len(piece):
-                raise ValueError(f"{file.name} has fewer than {size} bytes")
-            checksum.update(piece)
-    if checksum.hexdigest() != expected["sha256"]:
-        raise ValueError(f"{file.name} differs from its checksum")
-    return content
-
-
-def _tensors(content: memoryview) -> dict[str, Tensor]:
-    """Returns the tensors of a safetensors file as views of it; `safetensors.load` would copy them."""
-    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-    if not 8 < start < min(len(content), _LARGEST_HEADER):
-        raise ValueError(f"its header cannot take {start - 8} bytes")
-    tensors: dict[str, Tensor] = {}
-    for name, about in json.loads(content[8:start].tobytes()).items():
-        first, last = about["data_offsets"]
-        if not 0 <= first <= last <= len(content) - start:
-            raise ValueError(f"{name} must lie within the file, got bytes {first} to {last}")
-        flat = torch.from_numpy(np.frombuffer(content[start + first : start + last], np.uint8))
-        tensors[name] = flat.view(_DTYPES[about["dtype"]]).view(about["shape"])
-    return tensors
-
-
-def _small(file: Path, most: int = 16 << 20) -> bytes:
-    """Returns the content of a file that nothing vouches for, if it is small."""
-    if file.is_symlink() or not file.is_file():
-        raise ValueError(f"{file.name} is missing")
-    if file.stat().st_size > most:
-        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, more than {most}")
-    return file.read_bytes()
-
-
-def _inflate(content: memoryview, size: int) -> memoryview:
-    """Returns what `content` holds compressed: exactly `size` bytes, and never more are made."""
-    _afford(size)
-    stream = zlib.decompressobj()
-    plain = stream.decompress(content, size) if size > 0 else b""
-    if len(plain) != size or (not stream.eof and stream.decompress(stream.unconsumed_tail, 1)):
-        raise ValueError(f"it does not unfold to {size} bytes")
-    return memoryview(bytearray(plain))
-
-
-def _afford(size: int) -> None:
-    if size > (free := machine.available()):
-        raise ValueError(f"it takes {size} bytes of memory, and {free} are free")
-
-
-def _sync(folder: Path) -> None:
-    """Waits until the entries of a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -309,7 +309,7 @@ def test_an_interrupted_write_leaves_the_checkpoint_before_it(tmp_path, monkeypa
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlagents.checkpoint.os.fsync", full)
+    monkeypatch.setattr("rlagents.disk.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(2, None, agent=Thing(STATE))
     monkeypatch.undo()
