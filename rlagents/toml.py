@@ -36,16 +36,15 @@ _REQUIREMENTS = {  # where pydantic speaks of Python
 }
 
 
-def load(
-    source: Path | Mapping[str, Any] | Experiment, overrides: Sequence[str] = (), *, name: str = ""
-) -> Experiment:
+def load(source: Path | Mapping[str, Any] | Experiment, overrides: Sequence[str] = ()) -> Experiment:
     """Returns the experiment that a file, or what one holds, describes.
+
+    Where `run.name` does not say what it is called, it is called as its file.
 
     Args:
         source: A TOML file, its content, or an experiment to change.
         overrides: Settings as `agent.learning_rate=1e-4`: a dotted path and a TOML value, or a bare string.
             Later ones win. One that changes a `kind` drops what the file says of the former kind alone.
-        name: What the experiment is called where `run.name` does not say; by default as its file is.
 
     Raises:
         UsageError: One line for each thing that is wrong.
@@ -62,7 +61,7 @@ def load(
         raise UsageError("\n".join(problems))
     if experiment.run.name:
         return experiment
-    name = name or (source.stem if isinstance(source, Path) else "")
+    name = source.stem if isinstance(source, Path) else ""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-") or "experiment"
     return experiment.model_copy(update={"run": experiment.run.model_copy(update={"name": name})})
 

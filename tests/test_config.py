@@ -291,8 +291,7 @@ def test_the_name_is_the_files_unless_said(tmp_path: Path) -> None:
     file = tmp_path / "my first.toml"
     file.write_text('[run]\nenv_steps = 5\n[env]\nkind = "corridor"\n')
     assert toml.load(file).run.name == "my-first"
-    assert toml.load(file, name="other").run.name == "other"
-    assert toml.load(file, ["run.name=said"], name="other").run.name == "said"
+    assert toml.load(file, ["run.name=said"]).run.name == "said"
     assert toml.load(SMALL).run.name == "experiment"
 
 
