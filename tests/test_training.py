@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import rlagents
+from killing import kill_at_save
 from rlagents import experiments, runs
 from rlagents.errors import RunError, UsageError
 from rlagents.report import jsonl
@@ -73,12 +74,6 @@ LAKE = {
     "env": {"kind": "gymnasium", "id": "FrozenLake-v1", "backend": "model", "count": 3},
     "agent": {"kind": "q_learning", "target_policy": "sampled", "double": True, "n_step": 3},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The same bits need the same number of threads, here and in processes of their own."""
-    torch.set_num_threads(1)
 
 
 def train(table, out, *overrides, **options):
@@ -142,20 +137,7 @@ def test_every_experiment_runs_for_a_minute(name, tmp_path):
 )
 def test_a_resumed_run_ends_as_one_never_interrupted(table, tmp_path):
     whole = train(table, tmp_path / "whole")
-    code = f"""
-import json, os, signal, rlagents, torch, rlagents.training as training
-torch.set_num_threads(1)
-save, count = training._Training._save, []
-def kill(self, **options):
-    save(self, **options)
-    count.append(1)
-    if len(count) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-training._Training._save = kill
-rlagents.train(json.loads({json.dumps(table)!r}), out={str(tmp_path / "killed")!r}, quiet=True)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    kill_at_save(3, table, tmp_path / "killed")
     step = runs.load(tmp_path / "killed").step
     assert 0 < step < table["run"]["env_steps"]
     rlagents.train(resume=tmp_path / "killed", quiet=True)
