@@ -67,11 +67,12 @@ def test_n_step_targets_in_a_table_agree_with_one_step_ones_where_one_action_lea
 def test_the_network_reaches_the_exact_values_of_the_corridor(target, n_step, double, dueling):
     extra = {"none": {}, "fixed": {"sync_every": 50}, "soft": {"rate": 0.05}}[target]
     q, exact = learn_corridor(
-        8000,
+        5000,
         kind="dqn",
         n_step=n_step,
         double=double,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
+        learning_rate_end=1e-4,
         batch_size=32,
         learning_starts=200,
         exploration={"kind": "epsilon", "start": 1.0, "end": 0.5, "steps": 2000},

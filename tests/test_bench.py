@@ -19,19 +19,13 @@ from rlagents.errors import UsageError
 from rlagents.peers import TIANSHOU, sb3, tianshou
 from rlagents.timing import Plan, Row, Thing, measure, ratio
 
+pytestmark = pytest.mark.usefixtures("folder")
 CPU = torch.device("cpu")
 SMALL_PONG = ("pong-dqn", "env.count=2", "agent.replay.capacity=400")
 # What SB3's DQN can do, too.
 PLAIN = ("agent.double=false", "agent.n_step=1", "agent.network.layer_norm=false")
 CONSTANT = "agent.learning_rate_end=-1"  # for Tianshou
 SHARED = ("cartpole-dqn-fixed-target", *PLAIN, "agent.target.sync_every=96", "agent.learning_starts=100")
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv("RLAGENTS_DEBUG", raising=False)
 
 
 def call(*arguments: str) -> Result:

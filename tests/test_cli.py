@@ -15,15 +15,8 @@ import rlagents
 from rlagents import cli, evaluation, experiments, runs, toml, training
 from rlagents.errors import RunError, UsageError
 
+pytestmark = pytest.mark.usefixtures("folder")
 TINY = '[run]\nenv_steps = 200\n[env]\nkind = "corridor"\n[agent]\nkind = "q_learning"\n'
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs every test in an empty folder, and forgets what it made importable."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv("RLAGENTS_DEBUG", raising=False)
 
 
 def call(*arguments: str) -> Result:
