@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlagents.replay.sampling import Sampler
 from rlagents.schedules import Linear
 from rlagents.types import State
 
@@ -89,7 +90,7 @@ class SumTree:
         return torch.as_tensor(block)
 
 
-class Proportional:
+class Proportional(Sampler):
     """A row's probability is its priority's share of the sum: (error + floor)**exponent of its last error.
 
     A new row has the highest priority so far, so that it comes soon. Importance weights are

@@ -5,7 +5,6 @@ which they were written and forbidden in the same order, which is all that unifo
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,47 +32,44 @@ def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor]
     return write
 
 
-class Sampler(Protocol):
-    """Draws rows of the ring."""
+class Sampler:
+    """Draws rows of the ring; that of a subclass may know more of them than that they are sampleable."""
 
     def allow(self, row: NDArray[np.int64]) -> None:
         """Makes rows [M], newer than all allowed so far, sampleable."""
-        ...
+        raise NotImplementedError
 
     def forbid(self, row: NDArray[np.int64]) -> None:
         """Makes rows [M], the oldest of those allowed, unsampleable."""
-        ...
+        raise NotImplementedError
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """Returns `size` rows [B] int64 and their importance weights [B] float32, with replacement."""
-        ...
-
-    def update(self, row: Tensor, error: Tensor) -> None:
-        """Takes note of how wrong the predictions for rows [B] were: [B], not negative."""
-        ...
-
-    def anneal(self, env_steps: int) -> None:
-        """Sets what changes with the env steps; called before learner steps, never within."""
-        ...
+        raise NotImplementedError
 
     def reopen(self, row: NDArray[np.int64]) -> None:
         """Makes rows [M], oldest first, the only sampleable ones, after a checkpoint was read."""
-        ...
-
-    def state_dict(self) -> State:
-        """Returns what is known of rows beside their being sampleable."""
-        ...
-
-    def load_state_dict(self, state: State) -> None:
-        """Keeps what `state_dict` returned for the next `reopen`."""
-        ...
+        raise NotImplementedError
 
     def __len__(self) -> int:
         """Returns the number of sampleable rows."""
-        ...
+        raise NotImplementedError
+
+    def update(self, row: Tensor, error: Tensor) -> None:
+        """Takes note of how wrong the predictions for rows [B] were: [B], not negative."""
+
+    def anneal(self, env_steps: int) -> None:
+        """Sets what changes with the env steps; called before learner steps, never within."""
+
+    def state_dict(self) -> State:
+        """Returns what is known of rows beside their being sampleable."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Keeps what `state_dict` returned for the next `reopen`."""
 
 
-class Uniform:
+class Uniform(Sampler):
     """Every sampleable row is equally likely.
 
     A queue of the sampleable rows: exact, of constant cost and of static shape, where rejection is none of
@@ -114,23 +110,10 @@ class Uniform:
             place = any_ % self._bounds[1] + self._bounds[0]
         return self._queue[place.remainder_(len(self._queue))], self._ones.expand(size)
 
-    def update(self, row: Tensor, error: Tensor) -> None:
-        """Does nothing: no row is preferred."""
-
-    def anneal(self, env_steps: int) -> None:
-        """Does nothing: nothing changes."""
-
     def reopen(self, row: NDArray[np.int64]) -> None:
         """Makes rows the only sampleable ones."""
         self._start = self._end = 0
         self.allow(row)
-
-    def state_dict(self) -> State:
-        """Returns nothing: all rows are alike."""
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """Restores nothing."""
 
     def _write_bounds(self) -> None:
         if self._bounds is not None:
