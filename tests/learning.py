@@ -17,6 +17,13 @@ from rlagents.types import Task
 
 CPU = torch.device("cpu")
 CORRIDOR = {"kind": "corridor", "count": 4, "observation": "onehot"}
+CORRIDOR_DQN = {
+    "kind": "dqn",
+    "learning_rate": 3e-3,
+    "learning_rate_end": 1e-4,
+    "batch_size": 32,
+    "learning_starts": 200,
+}
 # Experiments but for their agents, with checkpoints so often that a stop comes anywhere between them.
 CARTPOLE = {
     "run": {"env_steps": 1500, "evaluate_every": 500, "evaluate_episodes": 4, "checkpoint_every": 75},

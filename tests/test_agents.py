@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from learning import CORRIDOR, CPU, build, learn_corridor, pixels, train
+from learning import CORRIDOR, CORRIDOR_DQN, CPU, build, learn_corridor, pixels, train
 from playing import make
 from rlagents.agents.exploration import epsilon_greedy
 from rlagents.agents.values import Scalar
@@ -68,13 +68,9 @@ def test_the_network_reaches_the_exact_values_of_the_corridor(target, n_step, do
     extra = {"none": {}, "fixed": {"sync_every": 50}, "soft": {"rate": 0.05}}[target]
     q, exact = learn_corridor(
         5000,
-        kind="dqn",
+        **CORRIDOR_DQN,
         n_step=n_step,
         double=double,
-        learning_rate=3e-3,
-        learning_rate_end=1e-4,
-        batch_size=32,
-        learning_starts=200,
         exploration={"kind": "epsilon", "start": 1.0, "end": 0.5, "steps": 2000},
         target={"kind": target, **extra},
         network={"hidden": [32], "dueling": dueling},

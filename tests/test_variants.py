@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from learning import learn_corridor
+from learning import CORRIDOR_DQN, learn_corridor
 
 VALUES = {
     "scalar": {"kind": "scalar"},
@@ -36,13 +36,9 @@ def test_every_variant_reaches_the_exact_values_of_the_corridor(kind, n_step, sa
     last = 0.5 if n_step == 1 else 0.0
     q, exact = learn_corridor(
         7000,
-        kind="dqn",
+        **CORRIDOR_DQN,
         n_step=n_step,
         double=True,
-        learning_rate=3e-3,
-        learning_rate_end=1e-4,
-        batch_size=32,
-        learning_starts=200,
         exploration={"kind": "epsilon", "start": 1.0, "end": last, "steps": 3000},
         target={"kind": "fixed", "sync_every": 50},
         values=VALUES[kind],
