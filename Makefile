@@ -20,7 +20,7 @@ test: $(READY) ## format check, lint, types, documentation, tests
 	.venv/bin/ruff check
 	.venv/bin/pyright
 	.venv/bin/mkdocs build --strict --quiet
-	.venv/bin/pytest
+	.venv/bin/pytest -n logical --maxprocesses 4 --dist worksteal
 
 format: $(READY) ## rewrite the code as `make test` wants it
 	.venv/bin/ruff check --fix
