@@ -1,6 +1,7 @@
 """Where two runs part."""
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -21,10 +22,16 @@ def compare(one, other):
     return CliRunner().invoke(cli.main, ["compare", "--exact", str(one), str(other)])
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    return [rlagents.train(GRID, out=folder / name, quiet=True) for name in "ab"]
+
+
 @pytest.fixture
-def runs(tmp_path):
-    """Two runs of one seed."""
-    return [rlagents.train(GRID, out=tmp_path / name, quiet=True) for name in "ab"]
+def runs(trained, tmp_path):
+    """Two runs of one seed, to do anything to."""
+    return [shutil.copytree(run, tmp_path / run.name) for run in trained]
 
 
 def test_runs_of_one_seed_do_not_differ(runs):
