@@ -23,7 +23,7 @@ from rlagents.config import Experiment
 from rlagents.errors import RunError, UsageError
 from rlagents.machine import describe, line, versions
 from rlagents.tables import Distance, distance
-from rlagents.types import Agent, Metrics, Obs, State, Step, each
+from rlagents.types import Obs, Player, each
 from rlagents.video import Frame, Painter, Stop, Video, Window
 from rlagents_envs.config import Atari, EnvConfig
 from rlagents_envs.vector import Environments
@@ -132,7 +132,7 @@ class Evaluation:
 
 
 def play(
-    agent: Agent,
+    agent: Player,
     envs: Environments,
     *,
     episodes: int,
@@ -251,7 +251,6 @@ class Scripted:
     """
 
     device = torch.device("cpu")
-    env_steps = 0
 
     def __init__(self, envs: Environments, name: str) -> None:
         self._choose: Callable[[str], NDArray[np.int64]] = getattr(envs, "scripted")  # noqa: B009 - optional
@@ -264,20 +263,6 @@ class Scripted:
     def q_values(self, obs: Obs) -> Tensor:
         """Returns zeros: it has no values."""
         return torch.zeros(1, self._actions)
-
-    def observe(self, step: Step) -> None:
-        """Does nothing."""
-
-    def learn(self) -> Metrics:
-        """Does nothing."""
-        return {}
-
-    def state_dict(self) -> State:
-        """Returns nothing: there is no state."""
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """Does nothing."""
 
 
 def evaluate(
@@ -386,7 +371,7 @@ def evaluation_seed(experiment: Experiment) -> int:
 
 
 def recorded(
-    agent: Agent,
+    agent: Player,
     experiment: Experiment,
     *,
     episodes: int,
@@ -426,7 +411,7 @@ def crashes(envs: Environments) -> list[RuntimeError]:
     return told
 
 
-def _shown(agent: Agent, experiment: Experiment, episodes: int, seed: int, epsilon: float) -> Evaluation:
+def _shown(agent: Player, experiment: Experiment, episodes: int, seed: int, epsilon: float) -> Evaluation:
     """Plays one episode after the other in a window."""
     with ExitStack() as stack:
         env = experiment.env.for_evaluation()

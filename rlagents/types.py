@@ -69,11 +69,10 @@ class Task(NamedTuple):
     device: torch.device
 
 
-class Agent(Protocol):
-    """What the loop, evaluation and checkpoints know of an agent."""
+class Player(Protocol):
+    """What an evaluation knows of who plays."""
 
     device: torch.device
-    env_steps: int
 
     def act(
         self,
@@ -84,13 +83,21 @@ class Agent(Protocol):
         epsilon: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Returns actions [N] int64, on the agent's device, for all N environments in one batch.
+        """Returns actions [N] int64, on the player's device, for all N environments in one batch.
 
-        `epsilon` None is the agent's own exploration, 0 is greedy. `first` resets the memory of agents that
+        `epsilon` None is an agent's own exploration, 0 is greedy. `first` resets the memory of agents that
         have one. Random draws come from `generator`, or else from the agent's own exploration stream; greedy
         choice draws nothing.
         """
         ...
+
+    def q_values(self, obs: Obs) -> Tensor:
+        """Returns the values of every action, [N, A] float32."""
+        ...
+
+
+class Agent(Player, Protocol):
+    """What the loop knows of an agent; a checkpoint knows its state."""
 
     def observe(self, step: Step) -> None:
         """Stores one step."""
@@ -98,16 +105,4 @@ class Agent(Protocol):
 
     def learn(self) -> Metrics:
         """Does as many updates as the steps seen so far have made due; 0-d tensors, no host sync."""
-        ...
-
-    def q_values(self, obs: Obs) -> Tensor:
-        """Returns the values of every action, [N, A] float32."""
-        ...
-
-    def state_dict(self) -> State:
-        """Everything but the replay's rows."""
-        ...
-
-    def load_state_dict(self, state: State) -> None:
-        """Restores what `state_dict` returned."""
         ...
