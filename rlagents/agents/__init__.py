@@ -7,11 +7,12 @@ import torch
 from rlagents.agents.dqn import DQN
 from rlagents.agents.pqn import PQN
 from rlagents.agents.q_learning import QLearning
+from rlagents.agents.rollout import row_bytes
 from rlagents.config import AgentConfig
 from rlagents.seeding import Streams
 from rlagents_envs.vector import Layout
 
-__all__ = ["DQN", "PQN", "AnyAgent", "QLearning", "make"]
+__all__ = ["DQN", "PQN", "AnyAgent", "QLearning", "make", "row_bytes"]
 
 AnyAgent: TypeAlias = DQN | PQN | QLearning
 _CLASSES = {"dqn": DQN, "pqn": PQN, "q_learning": QLearning}
