@@ -41,6 +41,8 @@ def test_every_experiment_of_the_plan_is_there() -> None:
         "frozenlake-deterministic-q-learning",
         "frozenlake-q-learning",
         "gridworld-q-learning",
+        "lunarlander-dqn",
+        "minatar-breakout-pqn",
         "pong-c51",
         "pong-double",
         "pong-dqn",
