@@ -2,7 +2,7 @@
 EXPERIMENT ?= pong-dqn
 ARGS ?=
 PYTHON ?= python3
-EXTRAS := dev,wandb,peers,tianshou,carla
+EXTRAS := dev,wandb,peers,tianshou,carla,box2d,minatar
 TORCH := $(shell grep '^torch==' constraints.txt)
 READY := .venv/.installed
 

@@ -72,23 +72,40 @@ def env(plan: Plan, *, everything: bool = False, act: bool = False) -> Report:
         return _report("bench env", plan, experiment, on, measure(things, plan, on))
 
 
-def update(plan: Plan, *, batches: Sequence[int], precisions: Sequence[str]) -> Report:
+def update(
+    plan: Plan, *, batches: Sequence[int], precisions: Sequence[str], against: Sequence[str] = ()
+) -> Report:
     """Times the learner of a DQN on a replay filled by random play, for each batch size and precision.
 
     It learns through `learn`, while the env steps are counted up as if they were made: so the target network
     is renewed as often as in a training.
+
+    Args:
+        plan: with the experiment whose learner it is.
+        batches: in place of its batch size.
+        precisions: in place of its precision.
+        against: settings of the same learner to time in turn with it; how many times as long it takes is then
+            told, too.
     """
     agent = plan.experiment().agent
     if not isinstance(agent, DQN):
         raise UsageError(f"agent.kind must be dqn for bench update, got {agent.kind}")
     experiment = plan.experiment("agent.learning_starts=4000")
     on = runs.choose_device(experiment.run.device)
+    other = " ".join(against)
+    names = [f"batch {batch}, {precision}" for batch, precision in product(batches, precisions)]
     things: list[Thing] = []
-    for batch, precision in product(batches, precisions):
+    for name, (batch, precision) in zip(names, product(batches, precisions), strict=True):
         settings = (f"agent.batch_size={batch}", f"agent.precision={precision}", *_RANDOM)
-        learner = _updating(toml.load(experiment, settings), on)
-        things.append(Thing(f"batch {batch}, {precision}", ("updates/s",), learner))
-    return _report("bench update", plan, experiment, on, measure(things, plan, on))
+        things.append(Thing(name, ("updates/s",), _updating(toml.load(experiment, settings), on)))
+        if against:
+            changed = _updating(toml.load(experiment, (*settings, *against)), on)
+            things.append(Thing(f"{name}, {other}", ("updates/s",), changed))
+    rows = measure(things, plan, on)
+    if against:
+        pairs = zip(names, rows[::2], rows[1::2], strict=True)
+        rows += [ratio(f"times as long as {other}, {name}", there, here) for name, here, there in pairs]
+    return _report("bench update", plan, experiment, on, rows)
 
 
 def replay(plan: Plan, *, batches: Sequence[int]) -> Report:

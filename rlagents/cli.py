@@ -373,11 +373,19 @@ def _bench_env(plan: "Plan", everything: bool, act: bool) -> "Report":
 @_bench("update", "pong-dqn", 2.0)
 @_batches(32, 64, 256)
 @_precisions
-def _bench_update(plan: "Plan", batches: tuple[int, ...], precisions: tuple[str, ...]) -> "Report":
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Also with this setting, and how many times as long it takes without; may be repeated.",
+)
+def _bench_update(
+    plan: "Plan", batches: tuple[int, ...], precisions: tuple[str, ...], against: tuple[str, ...]
+) -> "Report":
     """Updates a second of the learner of EXPERIMENT alone."""
     from rlagents import bench
 
-    return bench.update(plan, batches=batches, precisions=precisions)
+    return bench.update(plan, batches=batches, precisions=precisions, against=against)
 
 
 @_bench("replay", "pong-dqn", 1.0)

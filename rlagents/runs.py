@@ -226,19 +226,26 @@ def locked(run: Path) -> Generator[None]:
 
 
 def require_memory(experiment: Experiment, envs: Environments, on: torch.device) -> None:
-    """Checks that the replay will fit when it is full: on a CPU memory is taken up only as rows are written.
+    """Checks that the replay or the rollout will fit when it is full.
+
+    On a CPU memory is taken up only as rows are written.
 
     Raises:
         UsageError: it will not.
     """
-    config, each = experiment.agent, row_bytes(envs.layout)
-    if isinstance(config, PQN) or (isinstance(config, QLearning) and config.learn_from == "online"):
+    config = experiment.agent
+    if isinstance(config, PQN):
+        name, given, spare = "rollout", config.rollout, 1
+        each = experiment.env.count * agents.row_bytes(envs.layout)
+    elif isinstance(config, QLearning) and config.learn_from == "online":
         return
-    size, free = config.replay.capacity * each, machine.available(on)
+    else:
+        name, given, spare, each = "replay.capacity", config.replay.capacity, 0, row_bytes(envs.layout)
+    size, free = (given + spare) * each, machine.available(on)
     if size > free:
         raise UsageError(
-            f"agent.replay.capacity must fit into memory, got {config.replay.capacity}: it takes "
-            f"{size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; at most {free // each} fit"
+            f"agent.{name} must fit into memory, got {given}: it takes {size / 1e9:.2f} GB, and "
+            f"{free / 1e9:.2f} GB are free; at most {max(0, free // each - spare)} fit"
         )
 
 

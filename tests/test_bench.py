@@ -117,6 +117,27 @@ def test_update(experiment: tuple[str, ...]) -> None:
     ]
 
 
+def test_update_against_another_learner() -> None:
+    small = ("--batch", "4", "--precision", "float32", "--seconds", "0.1", "--repeat", "3")
+    other = "agent.values.kind=scalar agent.double=true"
+    settings = [part for setting in other.split() for part in ("--against", setting)]
+    measured = bench("update", "cartpole-c51", "agent.learning_starts=100", *small, *settings)
+    c51 = samples(measured, "batch 4, float32", "updates/s")
+    scalar = samples(measured, f"batch 4, float32, {other}", "updates/s")
+    times = [b / a for a, b in zip(c51, scalar, strict=True)]
+    assert samples(measured, f"times as long as {other}, batch 4, float32", "×") == times
+
+
+def test_what_is_timed_against_another_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    make = runs.agent
+    monkeypatch.setattr(runs, "agent", lambda *known: made.append(make(*known)) or made[-1])
+    small = ("--batch", "4", "--precision", "float32", "--seconds", "0.01", "--repeat", "1")
+    uniform = "agent.replay.sampling.kind=uniform"
+    bench("update", "cartpole-per", "agent.learning_starts=100", *small, "--against", uniform)
+    assert [agent.config.replay.sampling.kind for agent in made] == ["proportional", "uniform"]
+
+
 def test_replay_beside_the_two_of_stable_baselines3() -> None:
     measured = bench("replay", *SMALL_PONG, "--batch", "8", "--seconds", "0.02", "--repeat", "3")
     assert "stable-baselines3" in measured["versions"]

@@ -32,6 +32,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "taxi-model": {"kind": "gymnasium", "id": "Taxi-v4", "count": 5, "backend": "model"},
     "mountain-car-bins": {"kind": "gymnasium", "id": "MountainCar-v0", "count": 5, "bins": (5, 6)},
     "blackjack": {"kind": "gymnasium", "id": "Blackjack-v1", "count": 5},
+    "minatar": {"kind": "gymnasium", "id": "MinAtar/Breakout-v1", "count": 5},
     "taxi": {"kind": "gymnasium", "id": "Taxi-v4", "count": 5},
     "stacked": {"kind": "gymnasium", "id": "example_envs:Counter-v0", "count": 5, "frame_stack": 3},
     "everything": {"kind": "gymnasium", "id": "example_envs:Everything", "count": 3, "frame_stack": 2},

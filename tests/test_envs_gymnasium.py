@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -43,6 +44,9 @@ def steps(envs: Environments, *actions: int) -> list[Any]:
         ("CartPole", Leaf("vector", (4,), "float32"), 2),
         ("Acrobot-v1", Leaf("vector", (6,), "float32"), 3),
         ("ALE/Pong-v5", Leaf("pixels", (3, 210, 160), "uint8", scale=1 / 255), 6),
+        ("LunarLander-v3", Leaf("vector", (8,), "float32"), 4),
+        ("MinAtar/Breakout-v1", Leaf("pixels", (4, 10, 10), "uint8"), 3),
+        ("MinAtar/Seaquest-v0", Leaf("pixels", (10, 10, 10), "uint8"), 6),
         ("example_envs:Counter-v0", Leaf("vector", (2,), "float32"), 3),
         ("example_envs:Counter", Leaf("vector", (2,), "float32"), 3),
     ],
@@ -192,10 +196,15 @@ def test_pictures_show_environment_0(backend: str) -> None:
 
 
 def test_pictures_of_gymnasiums_own() -> None:
-    for name, shape in (("FrozenLake-v1", (256, 256, 3)), ("ALE/Pong-v5", (210, 160, 3))):
+    for name, shape in (
+        ("FrozenLake-v1", (256, 256, 3)),
+        ("ALE/Pong-v5", (210, 160, 3)),
+        ("MinAtar/Breakout-v1", (10, 10, 3)),
+    ):
         envs = gym(name, pictures=True, count=2)
         envs.reset(0)
         assert envs.picture().shape == shape
+        assert envs.picture().max() > 100
         envs.close()
     without = gym("FrozenLake-v1")
     without.reset(0)
@@ -213,6 +222,7 @@ def test_pictures_of_gymnasiums_own() -> None:
         ({"id": "CartPole-v7"}, "got 'CartPole-v7'; nearest: CartPole-v0, CartPole-v1"),
         ({"id": "Taxi-v3"}, "got 'Taxi-v3'; nearest: Taxi-v4"),
         ({"id": "ALE/Pog-v5"}, "nearest: ALE/Pong-v5"),
+        ({"id": "MinAtar/Brekout-v1"}, "nearest: MinAtar/Breakout-v1"),
         ({"id": "example_envs:Countr"}, "nearest: Counter"),
         ({"id": "json:Quux-v0"}, "write module:id for one in a module of yours"),
         (
@@ -272,6 +282,27 @@ def test_what_is_wrong_is_said_in_one_line(
     with pytest.raises(ValueError, match=re.escape(line)) as caught:
         make(**{"kind": "gymnasium", "id": "example_envs:Counter", **table})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [("LunarLander-v3", "Box2D", "box2d"), ("MinAtar/Breakout-v1", "minatar", "minatar")],
+)
+def test_what_is_not_installed_is_told_with_the_command_that_installs_it(
+    name: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for loaded in [*sys.modules]:
+        if loaded.startswith((f"{module}.", "gymnasium.envs.box2d")):
+            monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    for known in [key for key in gymnasium.registry if key.startswith("MinAtar/")]:
+        monkeypatch.delitem(gymnasium.registry, known)
+    told = (
+        f"env.id {name!r} could not be made: {module} is not installed; "
+        f'install it with: pip install "rlagents[{extra}]"'
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        gym(name)
 
 
 def test_no_pictures_of_what_cannot_be_rendered() -> None:

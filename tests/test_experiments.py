@@ -1,7 +1,10 @@
 """Every experiment that ships, and the order in which a name is looked up."""
 
+import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -41,6 +44,8 @@ def test_every_experiment_of_the_plan_is_there() -> None:
         "frozenlake-deterministic-q-learning",
         "frozenlake-q-learning",
         "gridworld-q-learning",
+        "lunarlander-dqn",
+        "minatar-breakout-pqn",
         "pong-c51",
         "pong-double",
         "pong-dqn",
@@ -102,16 +107,16 @@ PRIORITIES, VALUES, EXPLORATION = "agent.replay.sampling", "agent.values", "agen
 @pytest.mark.parametrize(
     ("name", "base", "changed"),
     [
-        ("cartpole-double", "cartpole-dqn-fixed-target", set()),
-        ("cartpole-dueling", "cartpole-dqn-fixed-target", {DOUBLE, DUELING}),
-        ("cartpole-per", "cartpole-dqn-fixed-target", {DOUBLE, PRIORITIES}),
-        ("cartpole-c51", "cartpole-dqn-fixed-target", {DOUBLE, VALUES}),
-        ("cartpole-qrdqn", "cartpole-dqn-fixed-target", {DOUBLE, VALUES}),
-        ("cartpole-iqn", "cartpole-dqn-fixed-target", {DOUBLE, VALUES}),
-        ("cartpole-noisy", "cartpole-dqn-fixed-target", {DOUBLE, NOISY, NOISE, EXPLORATION}),
+        ("cartpole-double", "cartpole-dqn-fixed-target", {"agent.n_step"}),
+        ("cartpole-dueling", "cartpole-double", {DOUBLE, DUELING}),
+        ("cartpole-per", "cartpole-double", {DOUBLE, PRIORITIES}),
+        ("cartpole-c51", "cartpole-double", {DOUBLE, VALUES}),
+        ("cartpole-qrdqn", "cartpole-double", {DOUBLE, VALUES}),
+        ("cartpole-iqn", "cartpole-double", {DOUBLE, VALUES}),
+        ("cartpole-noisy", "cartpole-double", {DOUBLE, NOISY, NOISE, EXPLORATION}),
         (
             "cartpole-rainbow",
-            "cartpole-dqn-fixed-target",
+            "cartpole-double",
             {DUELING, PRIORITIES, VALUES, NOISY, NOISE, EXPLORATION},
         ),
         ("pong-double", "pong-dqn", {DUELING, PRIORITIES, VALUES}),
@@ -128,6 +133,48 @@ def test_variants_differ_from_their_recipe_in_what_they_are_named_for(
 ) -> None:
     one, other = (experiments.load(which).model_dump() for which in (name, base))
     assert differences(one, other) - {"run.name"} == changed
+
+
+@pytest.fixture
+def ablation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script beside the experiments, as a module."""
+    monkeypatch.syspath_prepend(SHIPPED)
+    return import_module("ablation")
+
+
+def test_what_an_ablation_compares_are_all_one_recipe(ablation: ModuleType) -> None:
+    for name, compared in ablation.ABLATIONS.items():
+        loaded = [experiments.load(*line.split()[:1], line.split()[1:]) for line in compared]
+        first, *others = (one.model_dump() for one in loaded)
+        assert all(one.run.name.startswith(f"{name}-") for one in loaded)
+        for other in others:
+            changed = differences(first, other)
+            assert changed
+            assert changed <= {"run.name", DOUBLE, DUELING, NOISY, NOISE, PRIORITIES, VALUES, EXPLORATION}
+
+
+def test_an_ablation_is_a_table_of_runs_that_are_made_once(
+    ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = "gridworld-q-learning"
+    monkeypatch.setattr(ablation, "ABLATIONS", {"grid": (plain, f"{plain} agent.learning_rate=0.5")})
+    small = ["run.env_steps=48", "run.evaluate_every=16", "run.evaluate_episodes=2"]
+    monkeypatch.setattr(
+        sys, "argv", ["ablation.py", "grid", *small, "--seeds", "1", "2", "--out", str(tmp_path)]
+    )
+    ablation.main()
+    printed = capsys.readouterr().out.splitlines()[-4:]  # after what each training says
+    head, _, first, second = ([part.strip() for part in line.split("|")[1:-1]] for line in printed)
+    assert head == ["experiment", "16", "32", "48", "at the end, by seed"]
+    one, two = (ablation.evaluations(tmp_path / plain / f"seed{seed}") for seed in (1, 2))
+    means = [f"{(one[step] + two[step]) / 2:.4g}" for step in (16, 32, 48)]
+    assert first == [f"`{plain}`", *means, f"{one[48]:.4g}, {two[48]:.4g}"]
+    assert second[0] == f"`{plain} agent.learning_rate=0.5`"
+    written = {file: file.read_bytes() for file in tmp_path.rglob("metrics.jsonl")}
+    assert len(written) == 4
+    ablation.main()
+    assert capsys.readouterr().out.splitlines()[-4:] == printed
+    assert {file: file.read_bytes() for file in tmp_path.rglob("metrics.jsonl")} == written
 
 
 def test_pong_dqn_nature_has_the_zoos_values() -> None:

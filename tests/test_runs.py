@@ -5,12 +5,15 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import rlagents
-from rlagents import cli, machine, runs, toml
+from rlagents import cli, experiments, machine, runs, toml
+from rlagents.agents.rollout import Rollout
 from rlagents.errors import RunError, UsageError
 
 COUNTER = {
@@ -186,3 +189,33 @@ def test_a_replay_larger_than_memory_is_refused_before_anything_is_taken(tmp_pat
     with pytest.raises(UsageError, match=told):
         rlagents.train(big, out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rollout_larger_than_memory_is_refused_as_well(tmp_path):
+    free = machine.available()
+    # A row of two environments takes 2 x (2 float32 and 20 bytes beside them).
+    rollout = free // 50
+    big = {**COUNTER, "agent": {"kind": "pqn", "rollout": rollout, "minibatches": 1}}
+    told = rf"^agent\.rollout must fit into memory, got {rollout}: it takes .* GB are free; at most \d+ fit$"
+    with pytest.raises(UsageError, match=told):
+        rlagents.train(big, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("spare", [0, -1])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_rollout_that_just_fits_is_taken(count, spare, monkeypatch):
+    """What is asked for is what the rollout then has, its spare row too."""
+    settings = [f"env.count={count}", "agent.rollout=5", "agent.minibatches=1"]
+    experiment = toml.load(experiments.find("cartpole-pqn"), settings)
+    cpu = torch.device("cpu")
+    with closing(runs.environments(experiment.env)) as envs:
+        rollout = Rollout(envs.layout, count, 5, cpu)
+        rollout.rows = 6
+        size = sum(column.nbytes for column in rollout.state_dict().values())
+        monkeypatch.setattr(machine, "available", lambda on: size + spare)
+        if spare:
+            with pytest.raises(UsageError, match=r"got 5: .*; at most 4 fit"):
+                runs.require_memory(experiment, envs, cpu)
+        else:
+            runs.require_memory(experiment, envs, cpu)

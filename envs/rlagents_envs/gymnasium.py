@@ -28,6 +28,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import Autoreset
 from numpy.typing import NDArray
 
+from rlagents_envs import minatar
 from rlagents_envs.config import Carla, Gymnasium
 from rlagents_envs.spaces import Observer
 from rlagents_envs.vector import Bools, Layout, Obs, Outcome, Pending, first_seed
@@ -35,6 +36,7 @@ from rlagents_envs.vector import Bools, Layout, Obs, Outcome, Pending, first_see
 AnyEnv = gymnasium.Env[Any, Any]
 _METRICS = "episode_metrics"  # in `info` at the end of an episode: numbers about it, by name
 CRASHES = 5  # of one environment without an episode between, after which starting anew does not mend it
+_EXTRAS = {"Box2D": "box2d", "minatar": "minatar"}  # modules that environments import, and who brings them
 PATIENCE = 10.0  # seconds that closing waits for a step under way before it ends the processes
 
 
@@ -335,7 +337,7 @@ class Maker:
                 env = create(**{**self.kwargs, **mode})
             except Exception as error:
                 given = f" with kwargs {self.kwargs}" if self.kwargs else ""
-                raise ValueError(f"env.id {self.id!r}{given} could not be made: {_line(error)}") from error
+                raise ValueError(f"env.id {self.id!r}{given} could not be made: {_remedy(error)}") from error
             for name in self.wrappers:
                 env = _wrap(env, name)
             if not isinstance(env, gymnasium.Env):
@@ -519,6 +521,11 @@ def _creator(name: str) -> Callable[..., Any]:
 
         gymnasium.register_envs(ale_py)
         ale_py.ALEInterface.setLoggerMode(cast("Any", ale_py.LoggerMode).Error)  # no banner
+    if name.startswith("MinAtar/"):
+        try:
+            minatar.register()
+        except ImportError as error:
+            raise ValueError(f"env.id {name!r} could not be made: {_remedy(error)}") from error
     module_name, _, rest = name.rpartition(":")
     choices: list[str] = []
     if module_name:
@@ -531,7 +538,8 @@ def _creator(name: str) -> Callable[..., Any]:
     stem = rest.rpartition("-v")[0] or rest
     versions = [key for key in gymnasium.registry if key.startswith(stem + "-v")]
     if rest in gymnasium.registry or (stem == rest and versions):
-        return partial(gymnasium.make, rest, disable_env_checker=True)
+        make = minatar.make if name.startswith("MinAtar/") else gymnasium.make
+        return partial(make, rest, disable_env_checker=True)
     near = versions or difflib.get_close_matches(rest, choices)
     hint = f"nearest: {', '.join(near)}" if near else "write module:id for one in a module of yours"
     raise ValueError(f"env.id must be a registered environment, got {name!r}; {hint}")
@@ -579,6 +587,14 @@ def _line(error: BaseException) -> str:
     """Returns an exception in one line, with its type unless it is one of ours."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _remedy(error: BaseException) -> str:
+    """Returns an exception in one line; of a module that an extra of ours brings, how to install it."""
+    name = str(getattr(error.__cause__ or error, "name", "")).partition(".")[0]
+    if name not in _EXTRAS:
+        return _line(error)
+    return f'{name} is not installed; install it with: pip install "rlagents[{_EXTRAS[name]}]"'
 
 
 def _kind(value: Any) -> str:

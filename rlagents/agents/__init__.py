@@ -5,10 +5,11 @@ from typing import TypeAlias
 from rlagents.agents.dqn import DQN
 from rlagents.agents.pqn import PQN
 from rlagents.agents.q_learning import QLearning
+from rlagents.agents.rollout import row_bytes
 from rlagents.config import AgentConfig
 from rlagents.types import Task
 
-__all__ = ["DQN", "PQN", "AnyAgent", "QLearning", "make"]
+__all__ = ["DQN", "PQN", "AnyAgent", "QLearning", "make", "row_bytes"]
 
 AnyAgent: TypeAlias = DQN | PQN | QLearning
 _CLASSES = {"dqn": DQN, "pqn": PQN, "q_learning": QLearning}

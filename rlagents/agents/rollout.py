@@ -4,6 +4,8 @@ Rows are timesteps, as in the replay: environments reset on the *next* step, so 
 episode is a row that starts no transition. Its value is what a truncated return counts on.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -119,6 +121,13 @@ class Rollout:
         self.rows = len(state["action"])
         for name, rows in self.state_dict().items():
             rows.copy_(state[name])
+
+
+def row_bytes(layout: Layout) -> int:
+    """Returns the bytes that a row of one environment takes: its whole observation, and its record."""
+    leaves = layout.values() if isinstance(layout, dict) else [layout]
+    obs = (math.prod(leaf.shape) * getattr(torch, leaf.dtype).itemsize for leaf in leaves)
+    return sum(obs) + sum(dtype.itemsize for dtype in _COLUMNS.values())
 
 
 def lambda_returns(reward: Tensor, discount: Tensor, value: Tensor, carry: Tensor) -> Tensor:
