@@ -312,6 +312,13 @@ class NetworkLearner(Learner):
         default=0.0, ge=0, description="decoupled (AdamW), times the learning rate; 0: none"
     )
     gradient_clip: float = Field(default=10.0, ge=0, description="largest norm of the gradient; 0: no limit")
+    average_rate: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="part taken over per learner step into the mean of the weights that evaluations act by; "
+        "0: they act by the weights themselves",
+    )
     reward_transform: Literal["none", "sign", "scale", "normalise"] = Field(
         default="none",
         description="of the rewards learned, not of those reported; normalise: by the deviation of returns",

@@ -374,6 +374,7 @@ WHOLE = {
     "replay": {"capacity": 200, "sampling": {"kind": "proportional"}},
     "reward_transform": "normalise",
     "munchausen": {"share": 0.9},
+    "average_rate": 0.1,
 }
 
 
@@ -430,3 +431,41 @@ def test_random_streams_do_not_disturb_one_another():
     assert one.integer("environments") == other.integer("environments")
     draws = {float(torch.rand(1, generator=Streams(s).torch(n, CPU))) for s in (1, 2) for n in ("a", "b")}
     assert len(draws) == 4
+
+
+@pytest.mark.parametrize("kind", ["dqn", "pqn"])
+def test_evaluations_act_by_the_average_of_the_weights(kind):
+    table = {"kind": kind, **({"rollout": 4, "minibatches": 2} if kind == "pqn" else CORRIDOR_DQN)}
+    envs, others = make(**CORRIDOR), make(**CORRIDOR)
+    agent = build(envs.layout, envs.actions, average_rate=0.1, **table)
+    plain = build(envs.layout, envs.actions, **table)
+    expected = [p.detach().clone() for p in agent.online.parameters()]
+    trail, other_trail = Trail(Streams(1), 4, 2), Trail(Streams(1), 4, 2)
+    ticks = zip(
+        interact(envs, agent, trail, reset_every=10**9),
+        interact(others, plain, other_trail, reset_every=10**9),
+        strict=False,
+    )
+    done = 0
+    for _ in ticks:
+        if agent.learner_steps > done and kind == "dqn":  # one learner step a tick
+            expected = [e + 0.1 * (p - e) for e, p in zip(expected, agent.online.parameters(), strict=True)]
+        done = agent.learner_steps
+        if agent.env_steps >= 600:
+            break
+    assert done > 50
+    # Nothing is learned from it.
+    for mine, theirs in zip(agent.online.parameters(), plain.online.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    obs = torch.eye(5)
+    assert torch.equal(agent._q_values(agent.working, obs), plain.q_values(obs))
+    assert not torch.allclose(agent.q_values(obs), plain.q_values(obs), atol=1e-4)
+    if kind == "dqn":
+        for weight, known in zip(agent.state_dict()["average"].values(), expected, strict=True):
+            torch.testing.assert_close(weight, known)
+    state = agent.state_dict()
+    twin = build(envs.layout, envs.actions, average_rate=0.1, seed=2, **table)
+    twin.load_state_dict(state)
+    assert torch.equal(twin.q_values(obs), agent.q_values(obs))
+    twin.load_state_dict({**state, "average": {}})  # of a checkpoint from before there was one
+    assert torch.equal(twin.q_values(obs), plain.q_values(obs))

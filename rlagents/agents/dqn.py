@@ -65,7 +65,7 @@ class DQN(NetworkAgent[Config]):
         noise = None
         if self._noise:
             noise = Noise(generator, len(obs if isinstance(obs, Tensor) else next(iter(obs.values()))))
-        return self._q_values(obs, noise)
+        return self._q_values(self.working, obs, noise)
 
     def observe(self, step: Step) -> None:
         """Stores one step."""
@@ -148,8 +148,8 @@ class DQN(NetworkAgent[Config]):
         fresh = list(self._fresh_network(index).parameters())
         names = [name for name, _ in self.online.named_parameters()]
         last = [at for at, name in enumerate(names) if name.startswith(("head.", "state_value."))]
-        moved, renewed = self._weights.parameters, self._weights.renewed
-        for weights in filter(None, (moved, renewed, self._slow, list(self.target.parameters()))):
+        moved, renewed, average = self._weights.parameters, self._weights.renewed, self._weights.average
+        for weights in filter(None, (moved, renewed, average, self._slow, list(self.target.parameters()))):
             copy_tensors([weights[at] for at in last], [fresh[at] for at in last])
         for at in last:
             for moment in self.optimizer.state[moved[at]].values():

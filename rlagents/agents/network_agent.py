@@ -74,12 +74,15 @@ class NetworkAgent(Generic[Config]):
         return self._explorer.epsilon(self.env_steps)
 
     def q_values(self, obs: Obs) -> Tensor:
-        """Returns the values of every action for observations [N, *O], as [N, A] float32, without noise."""
-        return self._q_values(obs, None)
+        """Returns the values of every action for observations [N, *O], as [N, A] float32.
+
+        Without noise, and by the average weights if they are kept.
+        """
+        return self._q_values(self._weights.settled, obs)
 
     @torch.no_grad()
-    def _q_values(self, obs: Obs, noise: Noise | None) -> Tensor:
-        return self.values.mean(self.working(obs, self._spread, noise))
+    def _q_values(self, network: Network, obs: Obs, noise: Noise | None = None) -> Tensor:
+        return self.values.mean(network(obs, self._spread, noise))
 
     def act(
         self,

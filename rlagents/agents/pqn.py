@@ -59,7 +59,7 @@ class PQN(NetworkAgent[Config]):
     def _values_to_explore(
         self, obs: Obs, mask: Tensor | None, first: Tensor | None, generator: torch.Generator
     ) -> Tensor:
-        values = self.q_values(obs)
+        values = self._q_values(self.working, obs)
         self._ahead = _best(values, mask), first
         return values
 
@@ -67,7 +67,7 @@ class PQN(NetworkAgent[Config]):
         """Stores one step."""
         super().observe(step)
         # A closing row was not acted on.
-        value = self._ahead[0] if self._ahead else _best(self.q_values(step.obs), step.mask)
+        value = self._ahead[0] if self._ahead else _best(self._q_values(self.working, step.obs), step.mask)
         self._ahead = None
         self._rollout.add(step, transformed(step.reward, self.config), value)
 

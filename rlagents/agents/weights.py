@@ -16,10 +16,12 @@ from rlagents.types import Obs, State, Task
 
 
 class Weights:
-    """Two networks at most: `online` holds the weights that Adam moves, `working` is what computes.
+    """Three networks at most: `online` holds the weights that Adam moves, `working` is what computes.
 
     They are the same object or, in bfloat16, `working` is a copy renewed after each learner step, which
-    costs less than casting the weights anew in every pass.
+    costs less than casting the weights anew in every pass. `settled` is what is evaluated: the working one,
+    or one of the moving average of the weights (Polyak and Juditsky 1992), average += rate (weights -
+    average) after each learner step, in float32. Nothing is learned from it.
 
     Args:
         config: of the agent.
@@ -36,6 +38,9 @@ class Weights:
         self.working = copy.deepcopy(self.online).narrow_() if self.narrow else self.online
         self.renewed = list(self.working.parameters()) if self.narrow else []
         self.parameters = list(self.online.parameters())
+        self._rate = config.average_rate
+        self.settled = copy.deepcopy(self.online).requires_grad_(False) if self._rate else self.working
+        self.average = list(self.settled.parameters()) if self._rate else []
         self._device, self._clip = device, config.gradient_clip
         on_gpu = device.type == "cuda"
         self.optimizer = (torch.optim.AdamW if config.weight_decay else torch.optim.Adam)(
@@ -53,6 +58,7 @@ class Weights:
         """Takes the mean of observations [B, *O] for what bodies subtract from images, if they do."""
         self.online.centre_(obs)
         copy_buffers(self.working, self.online)
+        copy_buffers(self.settled, self.online)
 
     def set_rate(self, env_steps: int) -> None:
         """Sets the learning rate that is due after so many env steps."""
@@ -75,25 +81,34 @@ class Weights:
         self.optimizer.step()
         if self.renewed:
             copy_tensors(self.renewed, self.parameters)
+        if self.average:
+            with torch.no_grad():
+                weights: list[Tensor] = [*self.parameters]
+                torch._foreach_lerp_(self.average, weights, self._rate)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         for parameter in self.renewed or self.parameters:
             parameter.grad = None
         return norm
 
     def state_dict(self) -> State:
-        """Returns the online weights and the optimiser's moments."""
+        """Returns the online weights, their average if there is one, and the optimiser's moments."""
         moments = {
             name: dict(self.optimizer.state[parameter])
             for name, parameter in self.online.named_parameters()
             if parameter in self.optimizer.state
         }
-        return {"policy": dict(self.online.state_dict()), "optimizer": moments}
+        average = dict(self.settled.named_parameters()) if self.average else {}
+        return {"policy": dict(self.online.state_dict()), "average": average, "optimizer": moments}
 
     def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` returned."""
         self.online.load_state_dict(state["policy"])
         copy_buffers(self.working, self.online)
+        copy_buffers(self.settled, self.online)
         if self.renewed:
             copy_tensors(self.renewed, self.parameters)
+        if self.average:  # of checkpoints from before there was one, it starts at the weights
+            known = state.get("average") or state["policy"]
+            copy_tensors(self.average, [known[name] for name, _ in self.settled.named_parameters()])
         self.optimizer.state.clear()
         for name, parameter in self.online.named_parameters():
             if moments := state["optimizer"].get(name):
