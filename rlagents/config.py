@@ -254,6 +254,12 @@ class Network(Model):
         strict=False,
         description="widths of the dense layers; empty: 512 after pixels, 128 and 128 otherwise",
     )
+    vector_hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        strict=False,
+        description="widths of the dense layers that each vector of numbers goes through before it is joined "
+        "with other inputs; empty: joined as it is",
+    )
     dueling: bool = Field(default=False, description="value and advantage streams (Wang et al. 2016)")
     layer_norm: bool = Field(default=False, description="LayerNorm before each ReLU, so that no layer dies")
     subtract_mean: bool = Field(

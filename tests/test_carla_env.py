@@ -32,6 +32,7 @@ from rlagents_envs.carla.planner import (
     Signal,
     StopLine,
     assemble,
+    bend_pace,
     wrapped,
 )
 from rlagents_envs.carla.rewards import Moment, gym_carla, shaped, simple, target_speed
@@ -189,6 +190,18 @@ def test_target_speed_lets_one_stop_in_time():
         8
     )  # who leads needs 6 m to stop himself
     assert target_speed(moment(gap=1.0, closing=8.0)) == 0
+    assert target_speed(moment(pace=4.5)) == 4.5
+
+
+def test_a_bend_slows_down_in_time():
+    # 50 m straight on, then 20 m with a radius of 10 m.
+    yaw = np.concatenate([np.zeros(101), np.arange(1, 41) * 0.05, np.full(20, 2.0)])
+    pace = bend_pace(yaw)
+    assert pace[120] == pytest.approx(math.sqrt(2.0 * 10))
+    assert pace[-10] == 50.0  # behind it
+    assert pace[0] == pytest.approx(math.sqrt(2 * 2 * 50 + 2 * 10), abs=0.2)  # slowing down at 2 m/s^2
+    turned = bend_pace(np.linspace(3.0, 3.6, 13) % (2 * math.pi))  # across half a turn
+    np.testing.assert_allclose(turned, bend_pace(np.linspace(0.0, 0.6, 13)))
 
 
 def test_shaped():
@@ -199,7 +212,10 @@ def test_shaped():
     assert sum(shaped(moment(speed=0.0, forward=0.0, progress=0.0)).values()) == 0
     waiting = moment(speed=0.0, forward=0.0, progress=0.0, light="red", light_distance=0.5)
     assert sum(shaped(waiting).values()) == pytest.approx(0.5)
-    assert sum(shaped(moment(progress=1.6)).values()) == 1  # cut
+    fast = moment(speed=10.0, forward=10.0, progress=1.0)
+    assert sum(shaped(fast).values()) == pytest.approx(0.375 + 0.5)  # what is too fast earns nothing
+    slower = moment(light="red", light_distance=7.0)
+    assert sum(shaped(slower).values()) == pytest.approx(0.375 + 0.375)  # 2 of 8 m/s too fast
     assert sum(shaped(moment(lateral=40.0, speed=0, progress=0)).values()) == -1  # cut
     assert shaped(moment(reason="red_light")) == {"end": -1}
     assert shaped(moment(reason="success")) == {"end": 1}

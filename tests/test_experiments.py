@@ -126,6 +126,18 @@ PRIORITIES, VALUES, EXPLORATION = "agent.replay.sampling", "agent.values", "agen
         ("pong-qrdqn", "pong-dqn", {PRIORITIES}),
         ("pong-iqn", "pong-dqn", {PRIORITIES, VALUES}),
         ("pong-rainbow", "pong-dqn", {VALUES, NOISY, EXPLORATION}),
+        (
+            "carla-dqn-traffic",
+            "carla-dqn",
+            {"run.env_steps", "run.checkpoint_every", "env.vehicles", "env.walkers"},
+        ),
+        ("carla-dqn-camera", "carla-dqn", {"env.observations"}),
+        (
+            "carla-dqn-gym-carla",
+            "carla-dqn",
+            {f"env.{name}" for name in ("observations", "camera", "actions", "reward", "speed")}
+            | {"agent.reward_transform", "agent.reward_scale"},
+        ),
     ],
 )
 def test_variants_differ_from_their_recipe_in_what_they_are_named_for(

@@ -53,6 +53,7 @@ LAYOUTS["all"] = (
         {"body": "impala", "hidden": [16]},
         {"body": "impala", "layer_norm": True, "subtract_mean": True, "hidden": [16]},
         {"noisy": True, "dueling": True, "hidden": [16, 8]},
+        {"vector_hidden": [8, 6], "layer_norm": True},
     ],
 )
 @pytest.mark.parametrize("narrow", [False, True])
@@ -125,6 +126,19 @@ def test_bytes_are_scaled_to_one_and_the_image_is_read_as_written_out():
         x = torch.relu(layer(x))
     x = torch.relu(net.dense[0](x.permute(0, 2, 3, 1).flatten(1)))
     torch.testing.assert_close(net(obs), net.head(x).unflatten(1, (5, 2)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_a_vector_goes_through_layers_of_its_own_before_it_is_joined(layer_norm):
+    layout, obs = ({name: LAYOUTS[name][i] for name in ("index", "vector")} for i in (0, 1))
+    net = network(layout, hidden=[16], vector_hidden=[8, 4], layer_norm=layer_norm)
+    index, x = torch.nn.functional.one_hot(obs["index"], 7).float(), obs["vector"]
+    own = net.bodies[1]
+    for layer, norm in zip(own.dense, own.norms if layer_norm else [torch.nn.Identity()] * 2, strict=True):
+        x = torch.relu(norm(layer(x)))
+    x = net.dense[0](torch.cat((index, x), 1))
+    x = torch.relu(net.norms[0](x) if layer_norm else x)
+    torch.testing.assert_close(net(obs), net.head(x).unflatten(1, (5, 2)))
 
 
 def test_dueling_advantages_have_mean_zero():

@@ -40,7 +40,7 @@ class Weights:
         self.parameters = list(self.online.parameters())
         self._rate = config.average_rate
         self.settled = copy.deepcopy(self.online).requires_grad_(False) if self._rate else self.working
-        self.average = list(self.settled.parameters()) if self._rate else []
+        self.average: list[Tensor] = [*self.settled.parameters()] if self._rate else []
         self._device, self._clip = device, config.gradient_clip
         on_gpu = device.type == "cuda"
         self.optimizer = (torch.optim.AdamW if config.weight_decay else torch.optim.Adam)(

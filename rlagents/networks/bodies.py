@@ -1,5 +1,7 @@
 """Bodies: from one input, as the environment gives it, to a flat vector of features."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,12 +41,21 @@ class OneHot(nn.Module):
 
 
 class Flat(nn.Module):
-    """Numbers as they are, scaled and flattened."""
+    """Numbers, scaled and flattened, as they are or through dense layers of their own.
 
-    def __init__(self, leaf: Leaf) -> None:
+    Args:
+        leaf: of any shape.
+        hidden: widths of the dense layers, each followed by a ReLU.
+        layer_norm: normalise what each ReLU gets.
+    """
+
+    def __init__(self, leaf: Leaf, hidden: tuple[int, ...] = (), *, layer_norm: bool = False) -> None:
         super().__init__()
         self._scale = leaf.scale
-        self.features = torch.Size(leaf.shape).numel()
+        sizes = [torch.Size(leaf.shape).numel(), *hidden]
+        self.dense = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for size in hidden if layer_norm)
+        self.features = sizes[-1]
 
     def prepare(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns [B, features] for inputs [B, *O]."""
@@ -52,7 +63,10 @@ class Flat(nn.Module):
         return x if self._scale == 1 else x * self._scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the numbers themselves."""
+        """Returns [B, features]."""
+        for index, layer in enumerate(self.dense):
+            x = layer(x)
+            x = F.relu(self.norms[index](x) if self.norms else x)
         return x
 
 
@@ -197,12 +211,19 @@ LAYERS = {  # channels, kernel, stride
 
 
 def make(
-    body: str, leaf: Leaf, *, layer_norm: bool = False, subtract_mean: bool = False
+    body: str,
+    leaf: Leaf,
+    *,
+    vector_hidden: tuple[int, ...] = (),
+    layer_norm: bool = False,
+    subtract_mean: bool = False,
 ) -> OneHot | Flat | Convolutions | Residual:
     """Returns the body for one input; `auto` chooses by its kind and size."""
     if leaf.kind == "index":
         return OneHot(leaf)
-    if leaf.kind == "vector" or body == "mlp":
+    if leaf.kind == "vector":
+        return Flat(leaf, vector_hidden, layer_norm=layer_norm)
+    if body == "mlp":
         return Flat(leaf)
     if body == "auto":
         body = "small_cnn" if min(leaf.shape[1:]) < SMALL else "nature_cnn"

@@ -58,7 +58,11 @@ class Network(nn.Module):
         hidden = config.hidden or ((512,) if pixels else (128, 128))
         self._inputs = {
             name: bodies.make(
-                config.body, leaf, layer_norm=config.layer_norm, subtract_mean=config.subtract_mean
+                config.body,
+                leaf,
+                vector_hidden=config.vector_hidden,
+                layer_norm=config.layer_norm,
+                subtract_mean=config.subtract_mean,
             )
             for name, leaf in leaves.items()
         }

@@ -7,12 +7,9 @@ light, the gap.
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from rlagents_envs.carla.planner import STEP, Floats
 from rlagents_envs.carla.rewards import Moment, target_speed
 
-_SIDEWAYS = 2.0  # m/s^2 at most in a curve
 _GAIN = 1.2  # of steering, per radian between the car's heading and the point it aims at
 _DAMPING = 0.15  # of steering, per rad/s that the car turns already
 
@@ -34,17 +31,6 @@ def steer(moment: Moment, ahead: Floats) -> float:
     return min(1.0, max(-1.0, _GAIN * angle - _DAMPING * moment.yaw_rate))
 
 
-def curve_speed(moment: Moment, ahead: Floats) -> float:
-    """Returns the speed (m/s) for the sharpest bend in the next 12 m of the route, at most the limit."""
-    points = ahead[: round(12 / STEP) : 4]  # 2 m apart
-    if len(points) < 3:
-        return moment.limit
-    steps = np.diff(points, axis=0)
-    turns = np.diff(np.unwrap(np.arctan2(steps[:, 1], steps[:, 0])))
-    bend = float(np.abs(turns).max()) / (4 * STEP)  # 1/m
-    return min(moment.limit, math.sqrt(_SIDEWAYS / max(bend, 1e-6)))
-
-
 def nearest(table: Table, wanted: float, speed: float, target: float) -> int:
     """Returns the action that steers most as wanted and brings the speed towards a target (both m/s)."""
     low = [brake for _, _, brake in table]
@@ -61,12 +47,12 @@ def nearest(table: Table, wanted: float, speed: float, target: float) -> int:
 
 def cruise(table: Table, moment: Moment, ahead: Floats) -> int:
     """Follows the route at its speed, blind to lights and to everybody else."""
-    return nearest(table, steer(moment, ahead), moment.speed, curve_speed(moment, ahead))
+    return nearest(table, steer(moment, ahead), moment.speed, min(moment.limit, moment.pace))
 
 
 def rules(table: Table, moment: Moment, ahead: Floats) -> int:
     """Follows the route, stops for lights and for what is ahead, and brakes hard where it gets close."""
-    target = min(target_speed(moment), curve_speed(moment, ahead))
+    target = target_speed(moment)
     if moment.gap < 4.0 + max(0.0, moment.closing) ** 2 / 8:
         target = 0.0
     return nearest(table, steer(moment, ahead), moment.speed, target)

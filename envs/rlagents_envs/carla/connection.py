@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SUPPORTED = "Linux on x86-64 and Windows with Python 3.10 to 3.12"
 PORT = 2000  # CARLA's own default
 SPACING = 10  # between the ports of launched servers: each takes three
-_START = {"standin": 30.0, "launch": 180.0}  # seconds that a server may take to answer
+_START = {"standin": 120.0, "launch": 180.0}  # seconds that a server may take to answer; less if it ends
 _GRACE = 5.0  # seconds that the real server needs after it first answers
 _LOAD = 60.0  # seconds that a real server may take to load a world
 _PROBE = 0.8  # seconds

@@ -267,6 +267,7 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
             light=colour,
             light_distance=line,
             reason=reason,
+            pace=float(route.pace[place.point]),
         )
 
     def _gap(self, car: Car, others: Others) -> tuple[float, float]:

@@ -21,6 +21,7 @@ FOLLOW, LEFT, STRAIGHT, RIGHT = range(4)  # commands
 _NOTICE = 30.0  # metres before a junction from which its command is given
 _FINISH = 12.0  # metres after the last junction at which a route may end
 _ATTEMPTS = 200
+_SIDEWAYS, _SLOWING = 2.0, 2.0  # m/s^2 in a bend and before it
 
 Key = tuple[int, int, int]  # road, section, lane
 Floats = NDArray[np.float64]
@@ -79,6 +80,7 @@ class Route:
     width: Floats  # [P] of the lane
     junction: NDArray[np.bool_]  # [P]
     command: NDArray[np.int64]  # [P] FOLLOW, LEFT, STRAIGHT or RIGHT, from 30 m before a junction on
+    pace: Floats  # [P] m/s at which one comes comfortably through the bends here and ahead, see `bend_pace`
     signals: tuple[Signal, ...]  # in the order of their distance
     turns: int
 
@@ -276,16 +278,33 @@ def assemble(lanes: Sequence[Lane], offset: float, *, metres: float = 0.0, turns
         ),
         key=lambda signal: signal.distance,
     )
+    yaw = np.arctan2(step[:, 1], step[:, 0])
     return Route(
         xyz[:, :2].copy(),
         xyz[:, 2].copy(),
-        np.arctan2(step[:, 1], step[:, 0]),
+        yaw,
         np.array([lane.width for lane in lanes])[which],
         junction[which],
         command,
+        bend_pace(yaw),
         tuple(signals),
         made,
     )
+
+
+def bend_pace(yaw: Floats) -> Floats:
+    """Returns the speed (m/s) at each point of a route that its bends allow, for directions [P] STEP apart.
+
+    sqrt(a / curvature), with a = 2 m/s^2 sideways and the curvature over 2 m; before a bend no faster than
+    one still slows down to that by 2 m/s^2. At most 50 m/s.
+    """
+    reach = round(1 / STEP)
+    course = np.pad(np.unwrap(yaw), reach, mode="edge")
+    bend = np.abs(course[2 * reach :] - course[: -2 * reach]) / (2 * reach * STEP)  # [P] 1/m
+    pace = np.sqrt(_SIDEWAYS / np.maximum(bend, _SIDEWAYS / 50.0**2))
+    for i in range(len(pace) - 2, -1, -1):
+        pace[i] = min(pace[i], math.sqrt(pace[i + 1] ** 2 + 2 * _SLOWING * STEP))
+    return pace
 
 
 def wrapped(angle: float) -> float:

@@ -49,6 +49,7 @@ class Moment(NamedTuple):
     light: str  # of the next stop line within 40 m: "", "red", "yellow" or "green"
     light_distance: float  # m from the front bumper to that line, 0 on it; inf without one
     reason: str = ""  # why the episode ended: one of FAILURES, SUCCESS, TIMEOUT, or nothing
+    pace: float = math.inf  # m/s that the bends of the route allow here
 
     @property
     def failed(self) -> bool:
@@ -60,7 +61,7 @@ def target_speed(moment: Moment) -> float:
     """Returns the speed (m/s) at which one still comfortably stops for what is ahead, at most the limit.
 
     sqrt(2 a d), with a = 3 m/s^2 and d the way to 1 m before a red or yellow stop line, or to 3 m before what
-    is ahead plus its own way to brake.
+    is ahead plus its own way to brake; and no faster than the bends of the route allow.
     """
     ways = [math.inf]
     if moment.light in ("red", "yellow"):
@@ -68,17 +69,17 @@ def target_speed(moment: Moment) -> float:
     if moment.gap < math.inf:
         leader = max(0.0, moment.speed - moment.closing)
         ways.append(moment.gap - 3.0 + leader**2 / (2 * _BRAKING))
-    return min(moment.limit, math.sqrt(2 * _BRAKING * max(0.0, min(ways))))
+    return min(moment.limit, moment.pace, math.sqrt(2 * _BRAKING * max(0.0, min(ways))))
 
 
 def shaped(moment: Moment) -> dict[str, float]:
     """Returns dense terms; their sum is cut to -1 .. 1 by a last one, and an end pays +1 or -1 alone.
 
-        0.5 (1 - |v - v*| / limit) + 0.5 progress / (limit dt) - 0.25 |lateral| / 2 m
+        0.5 (1 - |v - v*| / limit) + 0.5 min(progress, v* dt) / (limit dt) - 0.25 |lateral| / 2 m
         - 0.25 |heading| - 0.02 |change of steering|
 
     v* is `target_speed`. After Toromanoff et al. 2020 and Zhang et al. 2021 (Roach). Departures: progress is
-    added, and to stand where one could drive earns nothing for the speed.
+    added, none of it for what is driven too fast; to stand where one could drive earns nothing for the speed.
     """
     if moment.failed:
         return {"end": -1.0}
@@ -89,7 +90,7 @@ def shaped(moment: Moment) -> dict[str, float]:
     match = 1 - min(1.0, abs(moment.speed - wanted) / limit)
     terms = {
         "speed": 0.5 * match,
-        "progress": 0.5 * moment.progress / (limit * moment.seconds),
+        "progress": 0.5 * min(moment.progress / moment.seconds, wanted) / limit,
         "lane": -0.125 * abs(moment.lateral),
         "heading": -0.25 * abs(moment.heading),
         "steering": -0.02 * abs(moment.steer - moment.steer_before),
