@@ -14,6 +14,7 @@ from rlagents_envs.carla.env import CarlaEnv
 from rlagents_envs.carla.metrics import summary
 from rlagents_envs.config import Carla
 from rlagents_envs.gymnasium import GymnasiumEnvironments, Maker
+from rlagents_envs.vector import Bools, Obs
 
 _ENV = "rlagents_envs.carla.env:CarlaEnv"
 
@@ -55,3 +56,10 @@ class CarlaEnvironments(GymnasiumEnvironments):
         self.summarise = summary
         self.action_names = tables.names(config.actions)
         self._open(config, makers, actions, blueprint.observation_space, blueprint.metadata["drivers"])
+        self._anew, self._restart = self._restart, False
+
+    def reset(self, seed: int) -> tuple[Obs, Bools | None]:
+        """Starts every environment anew; what fails at the very first time is not tried again."""
+        seen = super().reset(seed)
+        self._restart = self._anew
+        return seen

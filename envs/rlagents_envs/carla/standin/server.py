@@ -101,6 +101,9 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._requests, self._streams = _bind(host, port)
         self.host, self.port = self._requests.getsockname()[:2]
+        self._arrived = memoryview(
+            bytearray(1 << 18)
+        )  # a fresh one per message would cost more than it holds
         self._wake, self._alarm = socket.socketpair()
         for listener in (self._requests, self._streams, self._wake):
             listener.setblocking(False)
@@ -185,7 +188,7 @@ class Server:
 
     def _receive(self, link: Link) -> None:
         try:
-            data = link.socket.recv(1 << 18)
+            data: bytes | memoryview = self._arrived[: link.socket.recv_into(self._arrived)]
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -203,7 +206,7 @@ class Server:
                 return
             self._serve(link)
 
-    def _subscribe(self, link: Link, data: bytes) -> None:
+    def _subscribe(self, link: Link, data: bytes | memoryview) -> None:
         """Reads which stream a client wants; whatever it sends after that is not for anyone."""
         if link.stream >= 0:
             return
@@ -578,6 +581,10 @@ class Server:
 
     def _command(self, kind: int, fields: tuple[Any, ...]) -> int:
         """Does one command of a batch; returns the actor's id."""
+        act = self._BATCHED.get(kind)
+        if act is not None:
+            act(self, *fields)
+            return fields[0]
         if kind == wire.SPAWN:
             description, transform, parent, _, _, afterwards = fields
             actor = self._spawn(description, transform, parent or 0)
@@ -594,10 +601,7 @@ class Server:
             angle = math.radians(transform.yaw)
             self.world.walk(self._actor(number), math.cos(angle), math.sin(angle), speed)
             return number
-        if kind in (wire.CONSOLE, wire.TELEMETRY):
-            return 0
-        self._BATCHED[kind](self, *fields)
-        return fields[0]
+        return 0  # for the console, or telemetry to be shown
 
     # ---- weather and lights
 
