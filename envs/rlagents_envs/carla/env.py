@@ -43,6 +43,7 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
     Args:
         config: the task; None: from `fields`.
         index: of the environment among several; it decides on server and town.
+        again: it takes the place of one that had a server, and has patience if there is none now.
         render_mode: "rgb_array" to have pictures.
         fields: of the configuration, such as `towns=["ring-2"]`.
 
@@ -61,6 +62,7 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         config: Carla | None = None,
         *,
         index: int = 0,
+        again: bool = False,
         render_mode: str | None = None,
         **fields: Any,
     ) -> None:
@@ -78,7 +80,7 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         self._link: Connection | None = None
         self._actors: Actors | None = None
         self._episodes = 0  # since the server was started
-        self._ever = False  # whether there was a server
+        self._ever = again  # whether there was a server
         self._losses = 0  # since an episode was driven to its end
         self.moment: Moment | None = None
         self.terms: dict[str, float] = {}

@@ -4,6 +4,7 @@ The one idea: `CarlaEnv` in Gymnasium's vector, each in a process of its own bes
 known without a server, such as that there is none, is said before anything is started.
 """
 
+from dataclasses import replace
 from typing import cast
 
 from gymnasium import spaces
@@ -62,4 +63,6 @@ class CarlaEnvironments(GymnasiumEnvironments):
         """Starts every environment anew; what fails at the very first time is not tried again."""
         seen = super().reset(seed)
         self._restart = self._anew
+        # Whoever takes the place of these has patience: there was a server, and there may be one again.
+        self._makers = [replace(maker, kwargs={**maker.kwargs, "again": True}) for maker in self._makers]
         return seen
