@@ -997,7 +997,7 @@ def test_training_outlives_servers_that_are_killed_frozen_and_started_again(
     run = training.train(experiment, out=tmp_path / "run", quiet=True)
     print(f"{len(struck)} faults, {lost} steps lost, {transitions} transitions")
     assert struck == faults
-    assert lost >= len(faults)  # and those of the other car, where the library ended a process
+    assert lost == len(faults)
     assert transitions >= experiment.run.env_steps
     assert (run / "metrics.jsonl").is_file()
     for fate in fates:
