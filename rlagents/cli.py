@@ -6,7 +6,7 @@ Nothing but click is imported before a command runs, so that `rlagents --help` a
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -17,6 +17,7 @@ from rlagents.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from rlagents.config import Experiment
+    from rlagents.evaluation import Evaluation
     from rlagents.timing import Plan, Report
 
 _Command: TypeAlias = Callable[..., Any]
@@ -164,12 +165,20 @@ def _checkpoint(ctx: click.Context, parameter: click.Parameter, value: str) -> s
 )
 @click.option("--render", type=click.Choice(["none", "human", "video"]), default="none", show_default=True)
 @click.option(
+    "--suite",
+    "suites",
+    metavar="all|NAME",
+    multiple=True,
+    help="Play the episodes of a suite of the environment instead; may be repeated.",
+)
+@click.option(
     "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here."
 )
 @_trust
 def evaluate(
     run: Path,
     settings: tuple[str, ...],
+    suites: tuple[str, ...],
     episodes: int,
     seed: int | None,
     epsilon: float,
@@ -183,17 +192,22 @@ def evaluate(
 
     if runs.imports(runs.trusted(run, trust=trust)):
         _importable(None)
-    result = evaluation.evaluate(
-        run,
-        episodes=episodes,
-        seed=seed,
-        epsilon=epsilon,
-        checkpoint=checkpoint,
-        render=render,
-        json=file,
-        trust=trust,
-        settings=settings,
-    )
+    options: dict[str, Any] = {
+        "episodes": episodes,
+        "seed": seed,
+        "epsilon": epsilon,
+        "checkpoint": checkpoint,
+        "json": file,
+        "trust": trust,
+        "settings": settings,
+    }
+    if suites:
+        if render != "none":
+            raise UsageError(f"--suite must be without --render, got --render {render}")
+        names = () if "all" in suites else suites
+        _suites(evaluation.evaluate_suites(run, names=names, **options), runs.read(run).env.suite_metrics)
+        return
+    result = evaluation.evaluate(run, render=render, **options)
     for note in result.notes:
         click.echo(f"note: {note}", err=True)
     how = f"epsilon {result.epsilon:g}" if result.epsilon else "greedy"
@@ -212,6 +226,24 @@ def evaluate(
     if file:
         rows["json"] = str(file)
     click.echo(_columns(rows))
+
+
+def _suites(results: "Iterator[tuple[str, Evaluation]]", metrics: Sequence[str]) -> None:
+    """Prints a table of suites, each as soon as it has been played."""
+    titles = [metric.split("_") for metric in metrics]
+    widths = [max(map(len, title)) + 2 for title in titles]
+    for number, (name, result) in enumerate(results):
+        for note in result.notes:
+            click.echo(f"note: {note}", err=True)
+        if not number:
+            for line in range(max(map(len, titles))):
+                words = ["".join(title[line : line + 1]) for title in titles]
+                click.echo(" " * 26 + "".join(f"{word:>{w}}" for word, w in zip(words, widths, strict=True)))
+        for driver, values in {"agent": result.summary, **result.baselines}.items():
+            cells = [f"{values.get(metric, nan):.4g}" for metric in metrics]
+            click.echo(
+                f"{name:18}{driver:8}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+            )
 
 
 @main.command()

@@ -6,7 +6,7 @@ games. Nothing here touches the random streams of a training that goes on.
 
 import hashlib
 import json as json_format
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -301,12 +301,7 @@ def evaluate(
         UsageError: an argument or the run's environment is impossible here.
         RunError: no such run or checkpoint, no display, nothing finished.
     """
-    if episodes < 1:
-        raise UsageError(f"episodes must be at least 1, got {episodes}")
-    if not 0 <= epsilon <= 1:
-        raise UsageError(f"epsilon must be between 0 and 1, got {epsilon}")
-    if seed is not None and not 0 <= seed < 2**31:
-        raise UsageError(f"seed must be at least 0 and below 2**31, got {seed}")
+    _check(episodes, epsilon, seed)
     loaded = runs.load(run, checkpoint=checkpoint, device=device, trust=trust)
     agent, experiment = loaded.agent, _changed(loaded.config, settings)
     seed = evaluation_seed(experiment) if seed is None else seed
@@ -333,15 +328,85 @@ def evaluate(
     notes = (*loaded.skipped, *result.notes)
     result = replace(result, exact=distance(agent, experiment.env), notes=notes)
     if json:
-        known = {
-            "experiment": experiment.run.name,
-            "checkpoint_step": loaded.step,
-            **result.as_dict(),
-            "versions": versions(),
-            "hardware": line(describe(agent.device)),
-        }
-        write_json(Path(json), known)
+        _write(Path(json), loaded, result.as_dict())
     return result
+
+
+def evaluate_suites(
+    run: str | Path,
+    *,
+    names: Sequence[str] = (),
+    episodes: int = 30,
+    seed: int | None = None,
+    epsilon: float = 0.0,
+    checkpoint: str | int = "latest",
+    device: str = "auto",
+    json: str | Path | None = None,
+    trust: bool = False,
+    settings: Sequence[str] = (),
+) -> Iterator[tuple[str, Evaluation]]:
+    """Yields how a saved agent, and the scripted drivers beside it, do in each suite of its environment.
+
+    All play the same episodes of a suite. `json` is written anew after each suite.
+
+    Args:
+        run: the run directory.
+        names: which suites; none: all of them.
+        episodes: how many of each.
+        seed: as in `evaluate`, and so on.
+        epsilon: as there.
+        checkpoint: as there.
+        device: as there.
+        json: file for everything that is known about the suites.
+        trust: as there.
+        settings: as there; a suite has the last word.
+
+    Raises:
+        UsageError: the environment has no such suite, or an argument is impossible here.
+        RunError: no such run or checkpoint, nothing finished.
+    """
+    _check(episodes, epsilon, seed)
+    loaded = runs.load(run, checkpoint=checkpoint, device=device, trust=trust)
+    experiment = _changed(loaded.config, settings)
+    seed = evaluation_seed(experiment) if seed is None else seed
+    try:
+        known = experiment.env.suites
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if not known:
+        raise UsageError(f"suites need an environment that has some, got kind {experiment.env.kind}")
+    if wrong := [name for name in names if name not in known]:
+        raise UsageError(f"suites must be among {', '.join(known)}, got {', '.join(wrong)}")
+    done: dict[str, dict[str, Any]] = {}
+    for name in names or known:
+        each = experiment.model_copy(update={"env": known[name]})
+        result = recorded(loaded.agent, each, episodes=episodes, seed=seed, epsilon=epsilon, baselines=True)
+        result = replace(result, notes=(*([] if done else loaded.skipped), *result.notes))
+        done[name] = {"env": known[name].model_dump(mode="json"), **result.as_dict()}
+        if json:
+            _write(Path(json), loaded, {"suites": done})
+        yield name, result
+
+
+def _check(episodes: int, epsilon: float, seed: int | None) -> None:
+    if episodes < 1:
+        raise UsageError(f"episodes must be at least 1, got {episodes}")
+    if not 0 <= epsilon <= 1:
+        raise UsageError(f"epsilon must be between 0 and 1, got {epsilon}")
+    if seed is not None and not 0 <= seed < 2**31:
+        raise UsageError(f"seed must be at least 0 and below 2**31, got {seed}")
+
+
+def _write(file: Path, loaded: runs.Loaded, found: dict[str, Any]) -> None:
+    """Writes what was found, and all that it depends on."""
+    known = {
+        "experiment": loaded.config.run.name,
+        "checkpoint_step": loaded.step,
+        **found,
+        "versions": versions(),
+        "hardware": line(describe(loaded.agent.device)),
+    }
+    write_json(file, known)
 
 
 def _changed(experiment: Experiment, settings: Sequence[str]) -> Experiment:

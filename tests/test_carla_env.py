@@ -1,6 +1,7 @@
 """Driving: what needs no server by hand-worked numbers, and the rest against the stand-in server."""
 
 import gc
+import json
 import math
 import os
 import signal
@@ -36,6 +37,7 @@ from rlagents_envs.carla.planner import (
     wrapped,
 )
 from rlagents_envs.carla.rewards import Moment, gym_carla, shaped, simple, target_speed
+from rlagents_envs.carla.towns import FAMILIES
 from rlagents_envs.config import Carla
 
 NORTH, EAST = -math.pi / 2, 0.0  # y grows to the south
@@ -386,6 +388,40 @@ def test_the_actions_are_the_tables_of_the_plan():
         assert len(set(actions.names(name))) == len(actions.table(name))
 
 
+# Suites
+
+
+def test_suites_are_three_densities_of_traffic_in_seen_and_unseen_towns():
+    config = Carla(towns=("grid-1", "curves-1"), evaluation_towns=("curves-3", "multilane-2"), walkers=1)
+    suites = config.suites
+    assert list(suites) == [f"{t}-{w}" for w in ("seen", "unseen") for t in ("empty", "regular", "dense")]
+    for name, suite in suites.items():
+        towns = ("multilane-2",) if name.endswith("unseen") else ("grid-1", "curves-1")  # not curves again
+        assert suite.for_evaluation().towns == towns
+        assert (suite.observations, suite.count) == (config.observations, config.count)
+    full = [(suite.vehicles, suite.walkers) for suite in suites.values()]
+    assert full[0] == full[3] == (0, 0)
+    assert full[:3] == sorted(set(full))
+    metrics = summary([Record.metrics(driven())])
+    assert set(config.suite_metrics) <= set(metrics)
+
+
+def driven() -> Record:
+    record = Record()
+    record.add(moment(reason="success"))
+    return record
+
+
+def test_unseen_towns_are_of_a_family_that_was_not_trained_on():
+    assert Carla().suites["empty-unseen"].towns == ("ring-1",)  # grid-1 is what `towns` is without a word
+    assert Carla(towns=("curves-2",)).suites["empty-unseen"].towns == ("grid-1",)
+    again = Carla(towns=("grid-1",), evaluation_towns=("grid-2",))
+    assert again.suites["dense-unseen"].towns == ("ring-1",)
+    everything = tuple(f"{family}-1" for family in FAMILIES)
+    with pytest.raises(ValueError, match=r"env\.evaluation_towns must name a town of another family"):
+        _ = Carla(towns=everything).suites
+
+
 # Settings, and what is said where there is no server
 
 
@@ -594,6 +630,27 @@ def test_the_rule_based_driver_arrives_and_cruise_does_not_mind_the_lights(env):
 
 
 @pytest.mark.carla
+def test_all_drivers_have_the_same_routes_and_walkers_whatever_the_traffic_has_become(carla_package):
+    made = make_env(vehicles=30, walkers=3, time_limit=4.0, towns=("ring-1",))
+
+    def starts(driver):
+        found = []
+        made.reset(seed=4)
+        for _ in range(4):
+            others, here = made._others, made.moment
+            found.append((here.x, here.y, made.route.length, *np.round(others.walkers.xy, 3).ravel()))
+            assert not len(others.vehicles.near(here.x, here.y, 10.0).xy)
+            drive(made, 1, driver)
+            made.reset()
+        return found
+
+    first = starts("rules")
+    assert starts("cruise") == first
+    assert len(made._others.vehicles.xy) == 30
+    made.close()
+
+
+@pytest.mark.carla
 @pytest.mark.parametrize(
     ("fields", "action", "reason"),
     [
@@ -668,6 +725,45 @@ def test_a_server_of_somebody_else_may_come_back_on_the_same_port(carla_package)
 
 
 @pytest.mark.carla
+def test_traffic_ends_with_its_world_and_leaves_the_process_alive(carla_package):
+    for number in range(2):
+        made = make_env(vehicles=3, restart_episodes=1)
+        for _ in range(2):  # the second time with another server
+            made.reset(seed=number)
+            for _ in range(3):
+                assert made.step(np.int64(13))[4] == {}
+        made.close()
+
+
+@pytest.mark.carla
+def test_traffic_that_lost_its_server_costs_the_process_and_the_episodes_under_way(carla_package):
+    config = Carla(count=2, towns=("grid-1",), observations=("state",), vehicles=3)
+    envs = rlagents_envs.make(config)
+    envs.reset(1)
+    told = []
+    for kill in (False, True, False, False, False, False):
+        if kill:
+            os.kill(standins()[0], signal.SIGKILL)
+        envs.send(np.full(2, 13))
+        outcome = envs.recv()
+        told.append([] if outcome.lost is None else np.flatnonzero(outcome.lost).tolist())
+    # One is lost with its server, all with the process of that one, and then all go on.
+    assert told in ([[], [i], [0, 1], [], [], []] for i in (0, 1))
+    (crash,) = envs.crashes
+    assert "a Traffic Manager lost its server" in str(crash)
+    envs.close()
+
+
+@pytest.mark.carla
+def test_what_fails_at_the_very_first_time_is_not_tried_again(carla_package):
+    envs = rlagents_envs.make(Carla(count=1, towns=("no-such-town",), observations=("state",)))
+    with pytest.raises(RuntimeError, match="did not start") as it:
+        envs.reset(1)
+    assert "crashed" not in str(it.value)
+    envs.close()
+
+
+@pytest.mark.carla
 def test_whoever_takes_the_server_over_is_noticed(carla_package):
     port = connection.free_port(2)
     server = connection.Server(connection.standin_command("grid-1", port, 0), None, 20.0)
@@ -686,27 +782,39 @@ def test_whoever_takes_the_server_over_is_noticed(carla_package):
 
 
 @pytest.mark.carla
-def test_many_episodes_leave_nothing_behind(env):
-    env.config = env.config.model_copy(update={"time_limit": 0.5})
-    env.reset(seed=1)
+@pytest.mark.parametrize(
+    ("episodes", "fields"),
+    [
+        (150, {}),
+        pytest.param(
+            1000,
+            {"observations": ("bev", "state", "camera"), "vehicles": 2, "walkers": 1},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_many_episodes_leave_nothing_behind(carla_package, episodes, fields):
+    made = make_env(time_limit=0.5, timeout=60.0, **fields)
+    made.reset(seed=1)
     own = Path("/proc/self")
 
     def held():
+        """Returns descriptors, threads and actors, and the megabytes of both processes."""
+        made.reset()
         gc.collect()
-        world = env.connection.world
-        return (
-            len(list((own / "fd").iterdir())),
-            len(list((own / "task").iterdir())),
-            len(world.get_actors()),
-        )
+        counts = [len(list((own / part).iterdir())) for part in ("fd", "task")]
+        pages = int((own / "statm").read_text().split()[1])
+        memory = (pages * os.sysconf("SC_PAGE_SIZE") / 1e6, made.connection.server.megabytes)
+        return [*counts, len(made.connection.world.get_actors())], np.array(memory)
 
-    drive(env, 20, "random")
-    env.reset()
-    before, memory = held(), env.connection.server.megabytes
-    drive(env, 150, "random")
-    env.reset()
-    assert held() == before
-    assert env.connection.server.megabytes < memory + 5
+    drive(made, 50, "random", most=10**6)
+    before, memory = held()
+    drive(made, episodes, "random", most=10**6)
+    after, more = held()
+    print(f"{episodes} episodes: {before} to {after}, {memory} to {more} MB")
+    assert after == before
+    assert (more < memory + 5).all()
+    made.close()
 
 
 @pytest.mark.carla
@@ -824,6 +932,99 @@ def test_training_goes_on_when_servers_die_and_learns_nothing_that_did_not_happe
     assert not standins()
 
 
+class Fate:
+    """A server of somebody else that is killed, frozen for a while, or started again on its port."""
+
+    def __init__(self, town, frozen):
+        self.port, self.town, self.frozen = connection.free_port(2), town, frozen
+        self.server = self.started()
+        self.busy = None
+
+    def started(self):
+        while True:
+            try:
+                return connection.Server(connection.standin_command(self.town, self.port, 0), None, 60.0)
+            except connection.ServerError:  # its port is not free yet
+                time.sleep(0.2)
+
+    def strike(self, fault):
+        process = self.server.process
+        os.kill(
+            process.pid, {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "restart": signal.SIGTERM}[fault]
+        )
+        self.busy = threading.Thread(target=self.mend, args=(process, fault))
+        self.busy.start()
+
+    def mend(self, process, fault):
+        if fault == "freeze":
+            time.sleep(self.frozen)
+            os.kill(process.pid, signal.SIGCONT)
+        else:
+            process.wait()
+            self.server = self.started()
+
+
+@pytest.mark.carla
+@pytest.mark.parametrize(
+    ("times", "frozen"), [(1, 8.0), pytest.param(10, 30.0, marks=pytest.mark.slow)], ids=["once", "ten"]
+)
+def test_training_outlives_servers_that_are_killed_frozen_and_started_again(
+    carla_package, tmp_path, monkeypatch, times, frozen
+):
+    from rlagents import training
+    from rlagents.config import Experiment
+
+    fates = [Fate("grid-1", frozen), Fate("curves-2", frozen)]
+    faults = [fault for _ in range(times) for fault in ("kill", "freeze", "restart")]
+    experiment = Experiment.model_validate(
+        {
+            "run": {"name": "faults", "env_steps": 100 * len(faults), "evaluate_every": 0},
+            "env": {
+                "kind": "carla",
+                "count": 2,
+                "server": ",".join(f"127.0.0.1:{fate.port}" for fate in fates),
+                "observations": ["state"],
+                "timeout": 5.0,
+                "patience": 300.0,
+            },
+            "agent": {"kind": "dqn", "learning_starts": 100, "learn_every": 16},
+        }
+    )
+    interact, table = training.interact, np.array(actions.table("27"), np.float32)
+    struck, lost, transitions, since = [], 0, 0, 0
+
+    def havoc(*arguments, **settings):
+        nonlocal lost, transitions, since
+        for step, metrics in interact(*arguments, **settings):
+            lost += 0 if step.lost is None else int(step.lost.sum())
+            real = ~step.final.numpy()
+            transitions += int(real.sum())
+            control = table[step.action.numpy()[real]][:, [1, 0, 2]]  # steer, throttle, brake
+            np.testing.assert_array_equal(step.next_obs["state"].numpy()[real, 2:5], control)
+            since += 1
+            fate = fates[len(struck) % 2]
+            if since > 30 and len(struck) < len(faults) and not (fate.busy and fate.busy.is_alive()):
+                fate.strike(faults[len(struck)])
+                struck.append(faults[len(struck)])
+                since = 0
+            yield step, metrics
+
+    monkeypatch.setattr(training, "interact", havoc)
+    run = training.train(experiment, out=tmp_path / "run", quiet=True)
+    print(f"{len(struck)} faults, {lost} steps lost, {transitions} transitions")
+    assert struck == faults
+    assert lost == len(faults)
+    assert transitions >= experiment.run.env_steps
+    assert (run / "metrics.jsonl").is_file()
+    for fate in fates:
+        fate.busy.join()
+        client = carla_package.Client("127.0.0.1", fate.port)
+        client.set_timeout(20.0)
+        kinds = [actor.type_id for actor in client.get_world().get_actors()]
+        assert not [kind for kind in kinds if kind.startswith(("vehicle.", "sensor.", "walker."))]
+        fate.server.end()
+
+
 @pytest.mark.carla
 def test_check_drives_ten_metres_and_says_what_it_found(carla_package, tmp_path, capsys):
     from rlagents_envs.carla.__main__ import main
@@ -835,3 +1036,39 @@ def test_check_drives_ten_metres_and_says_what_it_found(carla_package, tmp_path,
     assert (tmp_path / "a.png").stat().st_size > 1000
     assert main(["check", "127.0.0.1:1"]) == 1
     assert capsys.readouterr().err.startswith("error: no CARLA server at 127.0.0.1:1")
+
+
+@pytest.mark.carla
+def test_suites_of_a_run_are_one_table_beside_the_drivers(carla_package, tmp_path):
+    from click.testing import CliRunner
+
+    from rlagents import cli, training
+    from rlagents.config import Experiment
+
+    env = {"kind": "carla", "count": 1, "towns": ["grid-1"], "observations": ["state"], "time_limit": 2.0}
+    settings = {"run": {"name": "short", "env_steps": 20, "evaluate_every": 0}, "env": env}
+    agent = {"kind": "dqn", "learning_starts": 10}
+    run = training.train(
+        Experiment.model_validate({**settings, "agent": agent}), out=tmp_path / "run", quiet=True
+    )
+    names = ("empty-seen", "regular-unseen")
+    chosen = [word for name in names for word in ("--suite", name)]
+    file = tmp_path / "suites.json"
+    told = CliRunner().invoke(
+        cli.main, ["evaluate", str(run), "--episodes", "2", "--json", str(file), *chosen]
+    )
+    assert told.exit_code == 0, told.output
+    rows = [line.split()[:2] for line in told.stdout.splitlines() if line.startswith(names)]
+    assert rows == [[n, who] for n in names for who in ("agent", "random", "cruise", "rules")]
+    found = json.loads(file.read_text())["suites"]
+    assert [(found[n]["env"]["vehicles"], found[n]["env"]["towns"]) for n in names] == [
+        (0, ["grid-1"]),
+        (20, ["ring-1"]),
+    ]
+    for suite in found.values():
+        assert suite["baselines"]["rules"]["episodes"] == 2
+        assert 0 < suite["baselines"]["rules"]["seconds"] <= 2.05
+    wrong = CliRunner().invoke(cli.main, ["evaluate", str(run), "--suite", "full"])
+    assert wrong.exit_code == 2
+    assert wrong.stderr.startswith("error: suites must be among empty-seen, regular-seen, ")
+    assert len(wrong.stderr.splitlines()) == 1

@@ -653,7 +653,8 @@ class Standin:
     """A server in a process of its own."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "rlagents_envs.carla.standin", "--port", "0", *options]
+        fixed = ["--port", "0", "--streams", "1"]
+        command = [sys.executable, "-m", "rlagents_envs.carla.standin", *fixed, *options]
         environment = os.environ | {"PYTHONPATH": str(ROOT / "envs")}
         self.process = subprocess.Popen(
             [*command, "--parent", str(os.getpid())],
@@ -1327,7 +1328,7 @@ def traffic(ticks: int) -> list[Any]:
         port = server.stdout.readline().rsplit(":", 1)[1].strip()
         try:
             script = {textwrap.dedent(TRAFFIC)!r}
-            subprocess.run([sys.executable, "-c", script, port, "{ticks}"], check=True, timeout=100)
+            subprocess.run([sys.executable, "-c", script, port, "{ticks}"], check=True, timeout=500)
         finally:
             server.terminate()
             server.wait(10)
@@ -1339,7 +1340,7 @@ def traffic(ticks: int) -> list[Any]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=520,
         env=os.environ | {"PYTHONPATH": str(ROOT / "envs")},
     )
     assert done.returncode == 0, done.stderr

@@ -9,9 +9,10 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import rlagents_envs
-from rlagents import runs, toml
+from rlagents import cli, runs, toml
 from rlagents.checkpoint import Checkpoints
 from rlagents.config import Experiment
 from rlagents.errors import RunError, UsageError
@@ -19,6 +20,7 @@ from rlagents.evaluation import (
     Evaluation,
     Scripted,
     evaluate,
+    evaluate_suites,
     evaluation_seed,
     frames_per_second,
     play,
@@ -27,7 +29,7 @@ from rlagents.evaluation import (
 from rlagents.types import Obs
 from rlagents.video import Frame, Painter, Stop, Video, Window
 from rlagents_envs import Leaf, Outcome
-from rlagents_envs.config import Atari, CartPole, Gridworld
+from rlagents_envs.config import Atari, CartPole, Gridworld, Gymnasium
 
 
 class Countdown:
@@ -474,3 +476,52 @@ def test_an_evaluation_may_change_the_environment_but_not_what_the_agent_sees(tm
         evaluate(run, episodes=8, settings=["env.bins=[2, 2, 2, 2]"])
     with pytest.raises(UsageError, match=r"must be of the environment .*, got agent\.double=true"):
         evaluate(run, episodes=8, settings=["agent.double=true"])
+
+
+def test_suites_are_played_in_turn_beside_the_drivers_and_saved_after_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    table = {"kind": "gymnasium", "id": "example_envs:Surveyed", "count": 2}
+    run = saved({"run": {"name": "surveyed", "env_steps": 10}, "env": table}, tmp_path / "run")
+    sizes = {"few": 1, "many": 2}
+    suites = property(lambda env: {n: env.model_copy(update={"count": c}) for n, c in sizes.items()})
+    monkeypatch.setattr(Gymnasium, "suites", suites)
+    monkeypatch.setattr(Gymnasium, "suite_metrics", property(lambda env: ("sign", "steps", "no_such")))
+    found = tmp_path / "found.json"
+    seen = []
+    for name, result in evaluate_suites(run, episodes=4, json=found, trust=True):
+        seen.append(name)
+        saved_now = json.loads(found.read_text())
+        assert list(saved_now["suites"]) == seen
+        assert saved_now["suites"][name]["env"]["count"] == sizes[name]
+        assert saved_now["suites"][name]["summary"] == dict(result.summary)
+        assert result.baselines["down"]["sign"] == -1
+    assert seen == ["few", "many"]
+    assert saved_now["experiment"] == "surveyed"
+    command = ["evaluate", str(run), "--suite", "many", "--episodes", "4", "--trust", "--json", str(found)]
+    printed = CliRunner().invoke(cli.main, command)
+    assert printed.exit_code == 0, printed.output
+    head, below, *rows = [line.split() for line in printed.output.splitlines()]
+    assert (head, below) == (["sign", "steps", "no"], ["such"])
+    assert [row[:2] for row in rows] == [["many", who] for who in ("agent", "down", "up")]
+    assert rows[2][2:] == ["1", "5", "nan"]
+    assert list(json.loads(found.read_text())["suites"]) == ["many"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--suite", "some"], "suites need an environment that has some, got kind cartpole"),
+        (["--suite", "all", "--render", "video"], "--suite must be without --render, got --render video"),
+    ],
+)
+def test_suites_that_cannot_be_played(tmp_path: Path, arguments: list[str], complaint: str):
+    run = saved(CARTPOLE, tmp_path / "run")
+    told = CliRunner().invoke(cli.main, ["evaluate", str(run), *arguments])
+    assert (told.exit_code, told.stderr) == (2, f"error: {complaint}\n")
+
+
+def test_a_suite_must_be_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(CartPole, "suites", property(lambda env: {"a": env, "b": env}))
+    with pytest.raises(UsageError, match="suites must be among a, b, got c"):
+        next(evaluate_suites(saved(CARTPOLE, tmp_path / "run"), names=["b", "c"]))

@@ -3,6 +3,7 @@
 An environment kind is a model here and a factory in `rlagents_envs.make`; nothing else knows the list.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -30,6 +31,16 @@ class Vectorised(Model):
     def parallel(self) -> int:
         """How many environments an evaluation steps together at most."""
         return 32
+
+    @property
+    def suites(self) -> Mapping[str, Self]:
+        """Returns the table in the conditions under which agents are compared, by name."""
+        return {}
+
+    @property
+    def suite_metrics(self) -> tuple[str, ...]:
+        """Returns the metrics of episodes that a table of suites shows."""
+        return ()
 
 
 class Gridworld(Vectorised):
@@ -206,6 +217,11 @@ class Carla(Vectorised):
         default="async",
         description="sync: stepped in turn in this process; async: each in a process of its own",
     )
+    on_crash: Literal["stop", "restart"] = Field(
+        default="restart",
+        description="when an environment fails or its process dies, where a lost server is no failure: "
+        "stop: so does the run; restart: all start anew, and the episodes under way are lost",
+    )
 
     def for_evaluation(self) -> Self:
         """Returns the same in the towns that evaluation is to see."""
@@ -215,6 +231,20 @@ class Carla(Vectorised):
     def parallel(self) -> int:
         """Every environment costs a server: evaluation takes no more of them than training."""
         return self.count
+
+    @property
+    def suites(self) -> "Mapping[str, Carla]":
+        """Returns the task in three densities of traffic, in towns seen in training and in unseen ones."""
+        from rlagents_envs.carla.suites import suites
+
+        return suites(self)
+
+    @property
+    def suite_metrics(self) -> tuple[str, ...]:
+        """Returns how well was driven, how often what was hit, and how fast."""
+        from rlagents_envs.carla.suites import METRICS
+
+        return METRICS
 
     @model_validator(mode="after")
     def _servers(self) -> Self:

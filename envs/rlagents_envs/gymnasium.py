@@ -94,7 +94,7 @@ class GymnasiumEnvironments:
         self._ended = np.zeros(self.count, np.bool_)
         self._sent: NDArray[np.int64] | None = None  # the newest actions, as the environments know them
         self.crashes: list[RuntimeError] = []
-        self._restart = isinstance(config, Gymnasium) and config.on_crash == "restart"
+        self._restart = config.on_crash == "restart"
         self._crashes = np.zeros(self.count, np.int64)  # of each since its last episode
         self._crashed = False  # whether all have ended
         self._lost = False  # whether that was told, so that the next step only resets

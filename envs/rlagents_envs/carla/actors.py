@@ -27,6 +27,7 @@ _CONNECT = 0.1  # seconds in which a sensor that measures only events connects
 _HARMLESS = ("static.road", "static.ground", "static.terrain", "static.roadlines")
 _STUCK = 10.0  # seconds of one tick
 _CLEAR = 20.0  # metres around the start without other cars
+_stranded: list[Any] = []  # Traffic Managers of this process whose server is gone
 
 
 class Car(NamedTuple):
@@ -68,6 +69,11 @@ class Crossing(NamedTuple):
     direction: tuple[float, float]
     speed: float
     until: float  # metres to walk
+
+
+def stranded() -> bool:
+    """Whether this process can tick no world any more: a Traffic Manager without a server would end it."""
+    return bool(_stranded)
 
 
 class Actors:
@@ -183,8 +189,10 @@ class Actors:
         carla, link = self._carla, self._link
         with link.guard("a reset"):
             x, y = route.xy[0]
-            self._settle_traffic(float(x), float(y), rng)
-            self._place_walkers(route, rng)
+            # Draws of their own: how many cars are missing by now must not decide where walkers stand.
+            cars, walkers = rng.spawn(2)
+            self._settle_traffic(float(x), float(y), cars)
+            self._place_walkers(route, walkers)
             self.ego.set_transform(self._transform(x, y, route.z[0] + 0.3, route.yaw[0]))
             self.ego.set_target_velocity(carla.Vector3D(0.0, 0.0, 0.0))
             self.ego.set_target_angular_velocity(carla.Vector3D(0.0, 0.0, 0.0))
@@ -295,8 +303,19 @@ class Actors:
                 manager.set_synchronous_mode(False)
                 manager.set_synchronous_mode(True)
 
+    def _dismiss(self, manager: Any) -> None:
+        """Ends the Traffic Manager, unless its server is gone.
+
+        Ending, it asks its server, as it does on every tick of any world in this process; without an answer
+        the library ends the process.
+        """
+        if self._link.answers():
+            manager.shut_down()
+        else:
+            _stranded.append(manager)
+
     def _settle_traffic(self, x: float, y: float, rng: np.random.Generator) -> None:
-        """Fills up the other cars to their number, away from a point."""
+        """Fills up the other cars to their number, and moves those away that are near a point."""
         config, carla, link = self._config, self._carla, self._link
         if not config.vehicles:
             return
@@ -308,12 +327,15 @@ class Actors:
             self._manager.set_global_distance_to_leading_vehicle(2.5)
         snapshot = link.world.get_snapshot()
         self._traffic = [number for number in self._traffic if snapshot.find(number) is not None]
-        taken = [snapshot.find(number).get_transform().location for number in self._traffic]
+        places = {number: snapshot.find(number).get_transform().location for number in self._traffic}
+        near = [number for number, at in places.items() if math.hypot(at.x - x, at.y - y) < _CLEAR]
+        taken = [self.ego.get_location(), *(at for number, at in places.items() if number not in near)]
         points = link.world.get_map().get_spawn_points()
         command, blueprints = carla.command, self._cars()
-        batch: list[Any] = []
+        moves: list[Any] = []
+        spawns: list[Any] = []
         for i in rng.permutation(len(points)):
-            if len(self._traffic) + len(batch) >= config.vehicles:
+            if not near and len(self._traffic) + len(spawns) >= config.vehicles:
                 break
             point = points[i]
             px, py = point.location.x, point.location.y
@@ -322,12 +344,17 @@ class Actors:
             ):
                 continue
             taken.append(point.location)
+            if near:
+                moves.append(command.ApplyTransform(near.pop(), point))
+                continue
             blueprint = blueprints[rng.integers(len(blueprints))]
             drive = command.SetAutopilot(command.FutureActor, True, self._manager.get_port())
-            batch.append(command.SpawnActor(blueprint, point).then(drive))
-        if batch:
+            spawns.append(command.SpawnActor(blueprint, point).then(drive))
+        if moves:
+            link.client.apply_batch_sync(moves, False)
+        if spawns:
             self._traffic += [
-                answer.actor_id for answer in link.client.apply_batch_sync(batch, False) if not answer.error
+                answer.actor_id for answer in link.client.apply_batch_sync(spawns, False) if not answer.error
             ]
             link.tick()
 
@@ -339,13 +366,6 @@ class Actors:
             or int(blueprint.get_attribute("number_of_wheels")) == 4
         ]
         return cars or list(self._blueprints.filter("vehicle.*"))
-
-    def free(self, x: float, y: float) -> bool:
-        """Whether no other car stands near a point, so that an episode may begin there."""
-        if not self._traffic:
-            return True
-        vehicles = self.others(self._link.world.get_snapshot()).vehicles
-        return not len(vehicles.near(x, y, _CLEAR).xy)
 
     def _place_walkers(self, route: Route, rng: np.random.Generator) -> None:
         """Stands walkers on the kerbs along a route, each to cross it once the car comes near."""
@@ -364,6 +384,8 @@ class Actors:
             index = int(places[rng.integers(len(places))])
             x, y = route.xy[index]
             side = -1.0 if rng.random() < 0.5 else 1.0
+            notice, speed = rng.uniform(18.0, 32.0), rng.uniform(1.2, 1.8)
+            blueprint = blueprints[rng.integers(len(blueprints))]
             across = np.array([-math.sin(route.yaw[index]), math.cos(route.yaw[index])]) * side
             here, there = self._kerb(x, y, across), self._kerb(x, y, -across)
             at = self._transform(
@@ -377,7 +399,6 @@ class Actors:
                 walker.set_transform(at)
                 walker.apply_control(carla.WalkerControl(carla.Vector3D(1.0, 0.0, 0.0), 0.0))
             else:
-                blueprint = blueprints[rng.integers(len(blueprints))]
                 if blueprint.has_attribute("is_invincible"):
                     blueprint.set_attribute("is_invincible", "false")
                 walker = link.world.try_spawn_actor(blueprint, at)
@@ -385,11 +406,7 @@ class Actors:
                     continue
                 self._walkers.append(walker)
             away = (-float(across[0]), -float(across[1]))
-            self._crossings.append(
-                Crossing(
-                    walker, index / 2 - rng.uniform(18.0, 32.0), away, rng.uniform(1.2, 1.8), here + there
-                )
-            )
+            self._crossings.append(Crossing(walker, index / 2 - notice, away, speed, here + there))
 
     def _kerb(self, x: float, y: float, across: NDArray[np.float64]) -> float:
         """Returns how far it is from a point on the road to where a walker stands beside it."""
@@ -424,10 +441,10 @@ class Actors:
         for sensor, _ in self._sensors.values():
             with contextlib.suppress(RuntimeError):
                 sensor.stop()
+        if self._manager is not None:
+            self._dismiss(self._manager)
         if not lost:
             with contextlib.suppress(RuntimeError):
-                if self._manager is not None:
-                    self._manager.set_synchronous_mode(False)
                 for sensor, _ in self._sensors.values():
                     sensor.destroy()
                 batch = [self._carla.command.DestroyActor(number) for number in self._traffic]

@@ -82,9 +82,12 @@ class BirdsEye:
         spread = [np.linspace(-1, 1, max(5, round(side / metres) | 1)) for side in (5, 2.5)]
         self._inside = np.stack(np.meshgrid(*spread), -1).reshape(-1, 2)  # [G, 2] points that fill a box
         self._across = np.linspace(-0.5, 0.5, max(5, round(4 / metres) | 1))
-        # A route is a metre and a half wide.
-        width = max(1, round(1.5 / metres))
-        self._brush = np.stack(np.meshgrid(range(width), range(width)), -1).reshape(-1, 2) - width // 2
+        # Points are put on a canvas with a rim, so that what is partly outside needs no care.
+        width = max(1, round(1.5 / metres))  # of a route, in pixels
+        self._rim = width
+        self._side = size + 2 * self._rim
+        reach = np.arange(width) - width // 2
+        self._brush = (reach[:, None] * self._side + reach).ravel()
 
     def draw(self, scene: Scene) -> Bytes:
         """Returns uint8 [7, size, size]: 255 where something is; stop lines by the colour of their light."""
@@ -98,17 +101,17 @@ class BirdsEye:
             metres=self.metres,
             ahead=_AHEAD,
         )
-        pixels = (self._pixels(scene, scene.route)[:, None] + self._brush).reshape(-1, 2)
-        self._put(picture[2], pixels, 255)
+        route, _ = self._pixels(scene, scene.route)
+        picture[2] = self._drawn((route[:, None] + self._brush).ravel(), 255)
         for plane, boxes in ((3, scene.vehicles), (4, scene.before), (5, scene.walkers)):
             if len(boxes.xy):
-                self._put(picture[plane], self._pixels(scene, self._filled(boxes)), 255)
+                picture[plane] = self._drawn(self._pixels(scene, self._filled(boxes))[0], 255)
         if len(scene.lines):
             _, _, yaw, width = scene.lines.T
             side = np.stack([-np.sin(yaw), np.cos(yaw)], 1) * width[:, None]  # [L, 2]
             points = scene.lines[:, None, :2] + side[:, None] * self._across[:, None]  # [L, S, 2]
-            pixels = self._pixels(scene, points.reshape(-1, 2))
-            self._put(picture[6], pixels, np.repeat(scene.shades, len(self._across)))
+            pixels, seen = self._pixels(scene, points.reshape(-1, 2))
+            picture[6] = self._drawn(pixels, np.repeat(scene.shades, len(self._across))[seen])
         return picture
 
     def colours(self, picture: Bytes) -> Bytes:
@@ -133,18 +136,21 @@ class BirdsEye:
         y = boxes.xy[:, 1:] + sin * at[..., 0] + cos * at[..., 1]
         return np.stack([x.ravel(), y.ravel()], 1)
 
-    def _pixels(self, scene: Scene, points: Floats) -> NDArray[np.int64]:
-        """Returns rows and columns [n, 2] of points [n, 2]; some lie outside."""
+    def _pixels(self, scene: Scene, points: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Returns where on the canvas points [n, 2] lie, and which of them do, [n]."""
         dx, dy = points[:, 0] - scene.x, points[:, 1] - scene.y
-        cos, sin = math.cos(scene.yaw), math.sin(scene.yaw)
-        forward, right = cos * dx + sin * dy, cos * dy - sin * dx
-        row = self.size * (0.5 + _AHEAD) - forward / self.metres
-        column = self.size / 2 + right / self.metres
-        return np.floor(np.stack([row, column], 1)).astype(np.int64)
+        cos, sin = math.cos(scene.yaw) / self.metres, math.sin(scene.yaw) / self.metres
+        row = (self._rim + self.size * (0.5 + _AHEAD)) - (cos * dx + sin * dy)
+        column = (self._rim + self.size / 2) + (cos * dy - sin * dx)
+        # Nothing within half the rim of the canvas' edge: a brush reaches that far.
+        middle = self._side / 2
+        half = middle - self._rim // 2
+        seen = np.maximum(np.abs(row - middle), np.abs(column - middle)) < half
+        return row[seen].astype(np.intp) * self._side + column[seen].astype(np.intp), seen
 
-    def _put(
-        self, plane: NDArray[np.uint8], pixels: NDArray[np.int64], value: int | NDArray[np.uint8]
-    ) -> None:
-        row, column = pixels.T
-        seen = (row >= 0) & (row < self.size) & (column >= 0) & (column < self.size)
-        plane[row[seen], column[seen]] = value if isinstance(value, int) else value[seen]
+    def _drawn(self, pixels: NDArray[np.intp], value: int | Bytes) -> Bytes:
+        """Returns a plane [size, size] with pixels of the canvas set."""
+        canvas = np.zeros(self._side * self._side, np.uint8)
+        canvas[pixels] = value
+        inside = slice(self._rim, self._rim + self.size)
+        return canvas.reshape(self._side, self._side)[inside, inside]

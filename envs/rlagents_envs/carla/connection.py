@@ -35,6 +35,7 @@ _START = {"standin": 120.0, "launch": 180.0}  # seconds that a server may take t
 _GRACE = 5.0  # seconds that the real server needs after it first answers
 _LOAD = 60.0  # seconds that a real server may take to load a world
 _PROBE = 0.8  # seconds
+_ANSWER = 2.0  # seconds
 
 
 class ServerError(RuntimeError):
@@ -336,6 +337,18 @@ class Connection:
         except RuntimeError as error:
             text = " ".join(str(error).split())
             raise LostError(f"{what} failed at {self.host}:{self.port}: {text}") from error
+
+    def answers(self) -> bool:
+        """Whether the server is still there, and not frozen."""
+        if self.server is not None and not self.server.alive:
+            return False
+        try:
+            self.client.set_timeout(_ANSWER)
+            self.client.get_server_version()
+            self.client.set_timeout(self.config.timeout)
+        except RuntimeError:
+            return False
+        return True
 
     def tick(self) -> Any:
         """Makes one physics step; returns the snapshot of the world after it.

@@ -5,6 +5,7 @@ from the one snapshot after them. When the server is lost the step is called los
 again at the next reset, and nothing is made up in between.
 """
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -16,10 +17,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlagents_envs.carla.actions import table
-from rlagents_envs.carla.actors import Actors, Car, Others
+from rlagents_envs.carla.actors import Actors, Car, Others, stranded
 from rlagents_envs.carla.baselines import DRIVERS
 from rlagents_envs.carla.bev import NOTHING, SHADE, BirdsEye, Boxes, Scene
-from rlagents_envs.carla.connection import Connection, LostError, ServerError, library
+from rlagents_envs.carla.connection import Connection, LostError, ServerError, address, library, probe
 from rlagents_envs.carla.metrics import Record
 from rlagents_envs.carla.observations import SIGHT, SOON, camera, caption, gap, lidar, space, state
 from rlagents_envs.carla.planner import Route
@@ -42,6 +43,7 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
     Args:
         config: the task; None: from `fields`.
         index: of the environment among several; it decides on server and town.
+        again: it takes the place of one that had a server, and has patience if there is none now.
         render_mode: "rgb_array" to have pictures.
         fields: of the configuration, such as `towns=["ring-2"]`.
 
@@ -60,6 +62,7 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         config: Carla | None = None,
         *,
         index: int = 0,
+        again: bool = False,
         render_mode: str | None = None,
         **fields: Any,
     ) -> None:
@@ -77,7 +80,7 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         self._link: Connection | None = None
         self._actors: Actors | None = None
         self._episodes = 0  # since the server was started
-        self._ever = False  # whether there was a server
+        self._ever = again  # whether there was a server
         self._losses = 0  # since an episode was driven to its end
         self.moment: Moment | None = None
         self.terms: dict[str, float] = {}
@@ -97,6 +100,9 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         patience = self.config.patience if self.config.server and self._ever else 0.0
         attempts = 1 if self.config.server and not self._ever else 3
         until = time.monotonic() + patience
+        if stranded():
+            self._wait(until)
+            raise ServerError("a Traffic Manager lost its server, and this process can drive no more")
         while True:
             try:
                 return self._begin(np.random.default_rng(draw)), {}
@@ -106,6 +112,14 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
                 hopeless = isinstance(error, ServerError) and not isinstance(error, LostError)
                 if hopeless or (attempts <= 0 and time.monotonic() >= until):
                     raise ServerError(" ".join(str(error).split())) from error
+
+    def _wait(self, until: float) -> None:
+        """Waits until the server that is not ours is there again, for who drives on in another process."""
+        while self.config.server and time.monotonic() < until:
+            with contextlib.suppress(ServerError):
+                probe(*address(self.config.server.split(",")[self._index]))
+                return
+            time.sleep(0.5)
 
     def _begin(self, rng: np.random.Generator) -> Observation:
         config = self.config
@@ -129,16 +143,13 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
                 ]
             ).reshape(-1, 4)
             self._signals = [light.signal for light in self._link.roads.lights for _ in light.stops]
+        self.route = route = self._route(rng)
         if self._actors is None:
-            route = self._route(rng, None)
             (x, y), z = route.xy[0], route.z[0] + 0.3
             start = (float(x), float(y), float(z), float(route.yaw[0]))
             self._actors = Actors(
                 self._link, config, seed=self._index, picture=self.render_mode is not None, start=start
             )
-        else:
-            route = self._route(rng, self._actors.free)
-        self.route = route
         snapshot = self._actors.place(route, rng)
         self._episodes += 1
         self._dice = np.random.default_rng(rng.integers(2**31))  # of the random driver
@@ -155,12 +166,10 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         self._last = self._observe(snapshot.frame)
         return self._last
 
-    def _route(self, rng: np.random.Generator, free: Any) -> Route:
+    def _route(self, rng: np.random.Generator) -> Route:
         assert self._link is not None
         try:
-            return self._link.lanes.route(
-                rng, metres=self.config.route_metres, turns=self.config.route_turns, free=free
-            )
+            return self._link.lanes.route(rng, metres=self.config.route_metres, turns=self.config.route_turns)
         except LookupError as error:
             raise ServerError(str(error.args[0])) from error
 

@@ -8,7 +8,7 @@ and radians in CARLA's frame: x ahead, y to the right, yaw clockwise seen from a
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -193,7 +193,6 @@ class Lanes:
         *,
         metres: float = 300.0,
         turns: int = 2,
-        free: Callable[[float, float], bool] | None = None,
     ) -> Route:
         """Returns a random route of at least so many metres with at least so many turns at junctions.
 
@@ -204,18 +203,13 @@ class Lanes:
             rng: where the draws come from.
             metres: least length.
             turns: least number of ways through a junction that change the heading by 30 degrees.
-            free: whether a route may begin at a point; None: anywhere.
 
         Raises:
             LookupError: no such route was found.
         """
         for _ in range(_ATTEMPTS):
             way = [self._streets[rng.integers(len(self._streets))]]
-            lane = self.lanes[way[0]]
-            offset = rng.uniform(6.0, lane.length - _FINISH)
-            x, y = lane.points[min(int(offset), len(lane.points) - 1), :2]
-            if free is not None and not free(float(x), float(y)):
-                continue
+            offset = rng.uniform(6.0, self.lanes[way[0]].length - _FINISH)
             for _ in range(8):
                 goal = self._streets[rng.integers(len(self._streets))]
                 way += self.path(way[-1], goal)[1:]

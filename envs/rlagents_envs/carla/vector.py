@@ -4,6 +4,7 @@ The one idea: `CarlaEnv` in Gymnasium's vector, each in a process of its own bes
 known without a server, such as that there is none, is said before anything is started.
 """
 
+from dataclasses import replace
 from typing import cast
 
 from gymnasium import spaces
@@ -14,6 +15,7 @@ from rlagents_envs.carla.env import CarlaEnv
 from rlagents_envs.carla.metrics import summary
 from rlagents_envs.config import Carla
 from rlagents_envs.gymnasium import GymnasiumEnvironments, Maker
+from rlagents_envs.vector import Bools, Obs
 
 _ENV = "rlagents_envs.carla.env:CarlaEnv"
 
@@ -55,3 +57,12 @@ class CarlaEnvironments(GymnasiumEnvironments):
         self.summarise = summary
         self.action_names = tables.names(config.actions)
         self._open(config, makers, actions, blueprint.observation_space, blueprint.metadata["drivers"])
+        self._anew, self._restart = self._restart, False
+
+    def reset(self, seed: int) -> tuple[Obs, Bools | None]:
+        """Starts every environment anew; what fails at the very first time is not tried again."""
+        seen = super().reset(seed)
+        self._restart = self._anew
+        # Whoever takes the place of these has patience: there was a server, and there may be one again.
+        self._makers = [replace(maker, kwargs={**maker.kwargs, "again": True}) for maker in self._makers]
+        return seen

@@ -1,6 +1,7 @@
 """Starts the stand-in server: `python -m rlagents_envs.carla.standin --town grid-1 --port 2000`."""
 
 import argparse
+import random
 import signal
 import sys
 
@@ -23,9 +24,10 @@ def main() -> int:
     parser.add_argument(
         "--parent", type=int, default=0, help="stop when the process with this number is gone"
     )
+    parser.add_argument("--streams", type=int, default=0, help="number of the first stream; 0: a random one")
     options = parser.parse_args()
-    if not 0 <= options.port <= 65534 or options.seed < 0:
-        parser.error("port must lie between 0 and 65534, and seed must not be negative")
+    if not 0 <= options.port <= 65534 or options.seed < 0 or not 0 <= options.streams < 2**31:
+        parser.error("port must lie between 0 and 65534, seed and streams must not be negative")
     try:
         from rlagents_envs.carla.standin.server import Server
     except ModuleNotFoundError as error:
@@ -34,7 +36,12 @@ def main() -> int:
         return 1
     try:
         server = Server(
-            options.town, host=options.host, port=options.port, seed=options.seed, version=options.version
+            options.town,
+            host=options.host,
+            port=options.port,
+            seed=options.seed,
+            version=options.version,
+            streams=options.streams or random.SystemRandom().randrange(1, 2**31),
         )
     except (ValueError, OSError, OverflowError) as error:
         print(f"the stand-in server could not start: {error}", file=sys.stderr)  # noqa: T201

@@ -31,7 +31,6 @@ MAX_UNSENT = 64 * 2**20  # bytes that a client may leave unread before it is cut
 MAX_REPORTS = 20  # of faults, on the error output
 AWAITED = 0.5  # seconds that a tick waits for a stream that a client is about to open
 PAUSE = 0.25  # seconds without a tick of its own after a new world
-OBSERVER = 1  # the stream of world states
 GENERATED = "OpenDriveMap"  # CARLA's name for a map from a client
 TICKS = ("tick_cue", "apply_batch")
 DEFAULT_SETTINGS: tuple[Any, ...] = (False, False, None, True, 0.01, 10, 0.0, False, 3000.0, 2000.0, True)
@@ -63,6 +62,8 @@ class Server:
         port: For requests; streams use the next one. 0: a free pair is chosen.
         seed: Of everything random.
         version: Of CARLA, whose messages it speaks.
+        streams: Number of the first stream, that of the world's states. Clients of a server that was here
+            before open theirs again by number, and their library may abort over what it then hears.
 
     Raises:
         ValueError: If there is no such town or version.
@@ -70,7 +71,14 @@ class Server:
     """
 
     def __init__(
-        self, town: str, *, host: str = "127.0.0.1", port: int = 0, seed: int = 0, version: str = "0.9.16"
+        self,
+        town: str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        seed: int = 0,
+        version: str = "0.9.16",
+        streams: int = 1,
     ) -> None:
         if version not in wire.LAYOUTS:
             raise ValueError(f"version must be one of {', '.join(wire.LAYOUTS)}, got {version!r}")
@@ -89,7 +97,7 @@ class Server:
         self._subscribers: dict[int, list[Link]] = {}
         self._sensors: dict[int, tuple[int, sensors.Sensor]] = {}  # by actor: stream, state
         self._tokens: dict[int, bytes] = {}
-        self._next_stream = 2
+        self._observer, self._next_stream = streams, streams + 1
         self._awaited: dict[int, float] = {}  # streams about to be opened, and until when to wait for them
         self._managers: dict[int, str] = {}
         self._links: set[Link] = set()
@@ -101,6 +109,9 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._requests, self._streams = _bind(host, port)
         self.host, self.port = self._requests.getsockname()[:2]
+        self._arrived = memoryview(
+            bytearray(1 << 18)
+        )  # a fresh one per message would cost more than it holds
         self._wake, self._alarm = socket.socketpair()
         for listener in (self._requests, self._streams, self._wake):
             listener.setblocking(False)
@@ -185,7 +196,7 @@ class Server:
 
     def _receive(self, link: Link) -> None:
         try:
-            data = link.socket.recv(1 << 18)
+            data: bytes | memoryview = self._arrived[: link.socket.recv_into(self._arrived)]
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -203,7 +214,7 @@ class Server:
                 return
             self._serve(link)
 
-    def _subscribe(self, link: Link, data: bytes) -> None:
+    def _subscribe(self, link: Link, data: bytes | memoryview) -> None:
         """Reads which stream a client wants; whatever it sends after that is not for anyone."""
         if link.stream >= 0:
             return
@@ -211,12 +222,14 @@ class Server:
         if len(link.head) < 4:
             return
         (link.stream,) = struct.unpack("<I", link.head)
-        if link.stream != OBSERVER and link.stream not in {stream for stream, _ in self._sensors.values()}:
+        if link.stream != self._observer and link.stream not in {
+            stream for stream, _ in self._sensors.values()
+        }:
             self._orphans[link] = None
             return
         self._subscribers.setdefault(link.stream, []).append(link)
         self._awaited.pop(link.stream, None)
-        if link.stream == OBSERVER:
+        if link.stream == self._observer:
             self._send(link, self._state())
 
     def _send(self, link: Link, data: bytes) -> None:
@@ -324,7 +337,7 @@ class Server:
             links = self._subscribers.get(stream)
             if links:
                 self._measure(self.world.actors[actor_id], state, links, seconds)
-        links = self._subscribers.get(OBSERVER)
+        links = self._subscribers.get(self._observer)
         if links:
             message = self._state()
             for link in tuple(links):
@@ -359,7 +372,7 @@ class Server:
         return self.layout.version
 
     def _get_episode_info(self) -> list[object]:
-        return [self.episode, [self.layout.make_token(OBSERVER, self.port + 1)]]
+        return [self.episode, [self.layout.make_token(self._observer, self.port + 1)]]
 
     def _get_episode_settings(self) -> list[object]:
         values: list[object] = list(self._settings)
@@ -481,7 +494,7 @@ class Server:
 
     def _get_sensor_token(self, stream: int) -> list[object]:
         """Gives a token to open a stream with; the next tick waits a moment for it to be opened."""
-        if stream != OBSERVER and stream not in {number for number, _ in self._sensors.values()}:
+        if stream != self._observer and stream not in {number for number, _ in self._sensors.values()}:
             raise ValueError(f"stream {stream} not found")
         if not self._subscribers.get(stream):
             self._awaited[stream] = time.monotonic() + AWAITED
@@ -578,6 +591,10 @@ class Server:
 
     def _command(self, kind: int, fields: tuple[Any, ...]) -> int:
         """Does one command of a batch; returns the actor's id."""
+        act = self._BATCHED.get(kind)
+        if act is not None:
+            act(self, *fields)
+            return fields[0]
         if kind == wire.SPAWN:
             description, transform, parent, _, _, afterwards = fields
             actor = self._spawn(description, transform, parent or 0)
@@ -594,10 +611,7 @@ class Server:
             angle = math.radians(transform.yaw)
             self.world.walk(self._actor(number), math.cos(angle), math.sin(angle), speed)
             return number
-        if kind in (wire.CONSOLE, wire.TELEMETRY):
-            return 0
-        self._BATCHED[kind](self, *fields)
-        return fields[0]
+        return 0  # for the console, or telemetry to be shown
 
     # ---- weather and lights
 

@@ -8,7 +8,7 @@ CARLA lies in one `Layout`. Requests are msgpack-rpc, as rpclib speaks it; senso
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import msgpack
 import numpy as np
@@ -50,7 +50,7 @@ class Decoder:
             max_ext_len=0,
         )
 
-    def feed(self, data: bytes) -> Iterator[Request]:
+    def feed(self, data: bytes | memoryview) -> Iterator[Request]:
         """Gives the requests that are complete by now.
 
         Raises:
@@ -66,7 +66,7 @@ class Decoder:
 
 
 def _request(message: object) -> Request:
-    parts = cast(list[object], message) if isinstance(message, list) else []
+    parts = message if _is_list(message) else []
     if len(parts) == 4 and parts[0] == 0 and type(parts[0]) is int:
         number, method, arguments = parts[1:]
         if type(number) is not int or not 0 <= number < 2**32:
@@ -77,14 +77,18 @@ def _request(message: object) -> Request:
         raise WireError("a message must be [0, id, method, arguments] or [2, method, arguments]")
     if not isinstance(method, str) or len(method) > MAX_NAME:
         raise WireError(f"a method must be a text of at most {MAX_NAME} characters")
-    if not isinstance(arguments, list):
+    if not _is_list(arguments):
         raise WireError("arguments must be a list")
-    return Request(number, method, cast(list[object], arguments))
+    return Request(number, method, arguments)
 
 
 # ---- the types of arguments: each is a function that returns the value, or raises WireError
 
 Parser = Callable[[object], Any]
+
+
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    return type(value) is list
 
 
 def number(value: object) -> float:
@@ -127,10 +131,8 @@ def record(*fields: Parser) -> Parser:
     """Takes a list with exactly these fields; returns a tuple."""
 
     def parse(value: object) -> tuple[Any, ...]:
-        if isinstance(value, list):
-            values = cast(list[object], value)
-            if len(values) == len(fields):
-                return tuple([field(item) for field, item in zip(fields, values, strict=True)])
+        if _is_list(value) and len(value) == len(fields):
+            return tuple([field(item) for field, item in zip(fields, value, strict=True)])
         raise WireError(f"a list of {len(fields)} is needed")
 
     return parse
@@ -140,8 +142,8 @@ def many(item: Parser) -> Parser:
     """Takes a list of any length."""
 
     def parse(value: object) -> list[Any]:
-        if isinstance(value, list):
-            return [item(entry) for entry in cast(list[object], value)]
+        if _is_list(value):
+            return [item(entry) for entry in value]
         raise WireError("a list is needed")
 
     return parse
@@ -151,12 +153,11 @@ def optional(item: Parser) -> Parser:
     """Takes [false] or [true, value]; returns None or the value."""
 
     def parse(value: object) -> Any:
-        if isinstance(value, list):
-            values = cast(list[object], value)
-            if len(values) == 1 and values[0] is False:
+        if _is_list(value):
+            if len(value) == 1 and value[0] is False:
                 return None
-            if len(values) == 2 and values[0] is True:
-                return item(values[1])
+            if len(value) == 2 and value[0] is True:
+                return item(value[1])
         raise WireError("an optional value is needed")
 
     return parse
@@ -175,13 +176,23 @@ def transform(value: object) -> Transform:
 
 def command(value: object) -> tuple[int, tuple[Any, ...]]:
     """Takes one command of a batch: [[kind, fields]]."""
-    if isinstance(value, list) and len(cast(list[object], value)) == 1:
-        inner = cast(list[object], value)[0]
-        if isinstance(inner, list) and len(cast(list[object], inner)) == 2:
-            kind, fields = cast(list[object], inner)
+    if _is_list(value) and len(value) == 1:
+        inner = value[0]
+        if _is_list(inner) and len(inner) == 2:
+            kind, fields = inner
             if type(kind) is int and kind in _COMMANDS:
                 return kind, _COMMANDS[kind](fields)
     raise WireError("a command must be [[kind, fields]]")
+
+
+def control(value: object) -> tuple[Any, ...]:
+    """Takes [throttle, steer, brake, hand brake, reverse, manual, gear]: of all that arrives, most."""
+    if _is_list(value) and tuple(map(type, value)) == _CONTROL_TYPES:
+        throttle, steer, brake, *_ = value
+        most = MAX_NUMBER  # NaN is not within it
+        if -most <= throttle <= most and -most <= steer <= most and -most <= brake <= most:
+            return tuple(value)
+    return _control(value)
 
 
 actor_id = integer(0, 2**32 - 1)
@@ -190,7 +201,8 @@ _pose = record(vector, vector)
 name = text(MAX_NAME)
 gear = integer(-128, 127)
 attachment = integer(0, 255)  # clients leave it undefined where there is no parent
-control = record(number, number, number, truth, truth, truth, gear)
+_control = record(number, number, number, truth, truth, truth, gear)
+_CONTROL_TYPES = (float, float, float, bool, bool, bool, int)
 walker_control = record(vector, number, truth)
 description = record(actor_id, name, many(record(name, integer(0, 255), text(1024))))
 light_state = integer(0, 4)

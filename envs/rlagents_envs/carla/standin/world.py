@@ -112,6 +112,7 @@ class Actor:
     solid: bool = True
     light: int = -1  # in `Lights`, for a traffic light
     stop: tuple[float, float, float] = (0.0, 0.0, 0.0)  # its line in its own frame: x, y, half the width
+    orders: tuple[float, float, float, bool, bool] = (0.0, 0.0, 0.0, False, False)  # throttle, steer, ...
     gear: int = 0
     manual: bool = False
     vehicle_lights: int = 0
@@ -410,6 +411,7 @@ class World:
         self.collisions: list[Collision] = []
         self.changes = 0
         self._pushed = False  # whether any vehicle slides or spins
+        self._ordered = False  # whether any has orders that are not heeded yet
         self._rng = np.random.default_rng([seed, 1])
         self._next = 1
         self._sloped = roads.sloped
@@ -502,16 +504,9 @@ class World:
     def control(
         self, actor: Actor, throttle: float, steer: float, brake: float, hand_brake: bool, reverse: bool
     ) -> None:
-        """Sets a vehicle's pedals and wheel, each cut to its range."""
-        fleet, slot = self.fleet, actor.slot
-        fleet["throttle"][slot] = min(max(throttle, 0.0), 1.0)
-        fleet["steer"][slot] = min(max(steer, -1.0), 1.0)
-        fleet["brake"][slot] = min(max(brake, 0.0), 1.0)
-        fleet["hand_brake"][slot] = hand_brake
-        fleet["reverse"][slot] = reverse
-        pedal, brakes = fleet["throttle"][slot], min(fleet["brake"][slot] + 0.6 * hand_brake, 1.0)
-        fleet["pull"][slot] = pedal * (-0.5 if reverse else 1.0)
-        fleet["hold"][slot] = brakes * fleet["braking"][slot] + (0.0 if pedal else COASTING)
+        """Sets a vehicle's pedals and wheel, each cut to its range, from the next tick on."""
+        actor.orders = (throttle, steer, brake, hand_brake, reverse)
+        self._ordered = True
 
     def set_velocity(self, actor: Actor, x: float, y: float, z: float = 0.0) -> None:
         """Sets an actor's velocity, m/s in the world's frame; across its wheels a vehicle slides."""
@@ -578,6 +573,23 @@ class World:
         state.update(self.lights.states.tobytes())
         return state.hexdigest()
 
+    def _heed(self) -> None:
+        """Brings the fleet's pedals and wheels up to date: all at once, for a client may set them all."""
+        self._ordered = False
+        fleet = self.fleet
+        orders = np.array([actor.orders for actor in self.vehicles], np.float64)  # [V, 5]
+        orders = np.minimum(np.maximum(orders, (0.0, -1.0, 0.0, 0.0, 0.0)), 1.0)
+        throttle, fleet["steer"], brake, hand_brake, reverse = orders.T
+        fleet["throttle"], fleet["brake"], fleet["hand_brake"], fleet["reverse"] = (
+            throttle,
+            brake,
+            hand_brake,
+            reverse,
+        )
+        fleet["pull"] = throttle * (1.0 - 1.5 * reverse)
+        brakes = np.minimum(brake + 0.6 * hand_brake, 1.0)
+        fleet["hold"] = brakes * fleet["braking"] + COASTING * (throttle == 0)
+
     def _drive(self, seconds: float) -> None:
         """Moves the vehicles: a bicycle about its middle, within what tyres, engine and brakes allow.
 
@@ -585,6 +597,8 @@ class World:
         b = atan(tan(wheel) / 2), yaw rate = v sin(b) / (wheelbase / 2). Departures: sin(b) is cut so that the
         lateral acceleration stays within `GRIP`, and pushes add a velocity that fades.
         """
+        if self._ordered:
+            self._heed()
         fleet = self.fleet
         motion = self.table[self._rows]  # [V, 15], a copy
         moves, yaw = self._moves, np.radians(motion[:, YAW])
