@@ -148,7 +148,7 @@ def test_returns_agree_with_a_naive_twin(data, lanes, length, rollouts, decay, m
     table = {"rollout": length, "epochs": 1, "minibatches": 1, "trace_decay": decay}
     agent = build(ONE, 3, kind="pqn", environments=lanes, discount=DISCOUNT, **table)
     values, learned = torch.from_numpy(played.values).float(), []
-    agent.q_values = lambda obs: values[obs[:, 0].long()]
+    agent._q_values = lambda _, obs: values[obs[:, 0].long()]
     agent._launch = lambda count: learned.append(Minibatch(*(part.clone() for part in agent._learned)))
     times, rows = [], []
     for time, step in enumerate(played.steps):
