@@ -31,7 +31,7 @@ from rlagents.types import Batch, Metrics, Obs, State, Step, Task
 class DQN(NetworkAgent[Config]):
     """A network that learns the values of actions from the replay.
 
-    Three networks at most: `online` and `working`, see `Weights`, and `target`, which the goals come from.
+    Beside the networks of `Weights` there is `target`, which the goals come from.
     """
 
     _counters = ("env_steps", "learner_steps", "_learned")

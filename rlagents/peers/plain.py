@@ -34,6 +34,7 @@ HANDED_OVER = frozenset({
     "env.frame_stack", "env.sticky", "env.max_frames", "env.terminal_on_life_loss", "env.full_action_space",
     "env.time_limit", "env.threads",
 })  # fmt: skip
+EVALUATED = 8  # environments of an evaluation
 _ENDLESS = 10**9  # env steps
 
 
@@ -76,6 +77,21 @@ def require(
         lines = (f"{key} must be {must} in {peer.name}, got {got}" for key, must, got in wrong)
         raise UsageError("\n".join(lines))
     return agent, agent.target
+
+
+def emulator(env: Atari) -> tuple[str, dict[str, Any]]:
+    """Returns Gymnasium's id and arguments of a game whose frames a wrapper skips."""
+    import ale_py
+    import gymnasium
+    from ale_py.registration import rom_id_to_name
+
+    gymnasium.register_envs(ale_py)
+    return f"ALE/{rom_id_to_name(env.game)}-v5", {
+        "frameskip": 1,  # the wrapper skips
+        "repeat_action_probability": env.sticky,
+        "full_action_space": env.full_action_space,
+        "max_num_frames_per_episode": env.max_frames,
+    }
 
 
 def period(experiment: Experiment, agent: DQN) -> int:

@@ -25,7 +25,6 @@ HANDED_OVER = plain.HANDED_OVER | {
 }  # fmt: skip
 _SHARE = 0.8  # of the machine's memory that a replay may take
 _SMALLEST = 36  # rows of pixels that the Nature CNN can look at
-_EVALUATED = 8  # environments of an evaluation
 
 
 def require(experiment: Experiment) -> tuple[DQN, FixedTarget]:
@@ -53,22 +52,13 @@ def environments(experiment: Experiment, count: int, seed: int) -> "VecEnv":
     env, agent = experiment.env, experiment.agent
     sign = isinstance(agent, DQN) and agent.reward_transform == "sign"
     if isinstance(env, Atari):
-        import ale_py
-        import gymnasium
-        from ale_py.registration import rom_id_to_name
-
-        gymnasium.register_envs(ale_py)
+        name, arguments = plain.emulator(env)
         return VecFrameStack(
             env_util.make_atari_env(
-                f"ALE/{rom_id_to_name(env.game)}-v5",
+                name,
                 n_envs=count,
                 seed=seed,
-                env_kwargs={
-                    "frameskip": 1,  # the wrapper skips
-                    "repeat_action_probability": env.sticky,
-                    "full_action_space": env.full_action_space,
-                    "max_num_frames_per_episode": env.max_frames,
-                },
+                env_kwargs=arguments,
                 wrapper_kwargs={
                     "noop_max": env.noop_max,
                     "frame_skip": env.frame_skip,
@@ -220,7 +210,7 @@ def train(experiment: Experiment) -> None:
     evaluate = cast("Callable[..., tuple[float, float]]", evaluation.evaluate_policy)
     every = Every(run.evaluate_every or run.env_steps)
     model = build(experiment)
-    envs = environments(experiment, min(run.evaluate_episodes, _EVALUATED), run.seed + 1_000_000)
+    envs = environments(experiment, min(run.evaluate_episodes, plain.EVALUATED), run.seed + 1_000_000)
 
     def watch(*_: object) -> bool:
         after = int(model.num_timesteps)  # pyright: ignore[reportUnknownArgumentType]

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _HANDED_OVER = plain.HANDED_OVER | {"env.frame_skip", "env.height", "env.width", "env.noop_max"}
 _HIDDEN = (512,)  # units of its Nature CNN
-_EVALUATED = 8  # environments of an evaluation
 
 
 def require(experiment: Experiment) -> tuple[DQN, FixedTarget]:
@@ -44,16 +43,11 @@ def _else_wrong(agent: DQN, env: Atari | CartPole) -> Iterator[plain.Wrong]:
         yield "agent.network.hidden", list(_HIDDEN), list(hidden)
 
 
-def environments(
-    experiment: Experiment, count: int, seed: int, *, training: bool
-) -> "tuple[BaseVectorEnv, gymnasium.Env[Any, Any]]":
-    """Makes the environments, and one more whose spaces are theirs.
+def maker(experiment: Experiment, *, training: bool) -> "Callable[[], gymnasium.Env[Any, Any]]":
+    """Returns what makes one environment.
 
-    As in Tianshou's examples, several of Atari run in processes that share memory. Gymnasium's wrappers stand
-    for Tianshou's own, which numpy 2.4 refuses (Tianshou 2.0.1, 2026-11-20).
+    Gymnasium's wrappers stand for Tianshou's own, which numpy 2.4 refuses (Tianshou 2.0.1, 2026-11-20).
     """
-    from tianshou.env import DummyVectorEnv, ShmemVectorEnv
-
     env, agent = experiment.env, experiment.agent
     sign = training and isinstance(agent, DQN) and agent.reward_transform == "sign"
 
@@ -62,19 +56,9 @@ def environments(
         from gymnasium import wrappers
 
         if isinstance(env, Atari):
-            import ale_py
-            from ale_py.registration import rom_id_to_name
-
-            gymnasium.register_envs(ale_py)
-            single = gymnasium.make(
-                f"ALE/{rom_id_to_name(env.game)}-v5",
-                frameskip=1,  # the wrapper skips
-                repeat_action_probability=env.sticky,
-                full_action_space=env.full_action_space,
-                max_num_frames_per_episode=env.max_frames,
-            )
+            name, arguments = plain.emulator(env)
             single = wrappers.AtariPreprocessing(
-                single,
+                gymnasium.make(name, **arguments),
                 noop_max=env.noop_max,
                 frame_skip=env.frame_skip,
                 screen_size=(env.width, env.height),
@@ -85,10 +69,17 @@ def environments(
             single = gymnasium.make("CartPole-v1", max_episode_steps=getattr(env, "time_limit", None))
         return wrappers.TransformReward(single, _sign) if sign else single
 
-    several = isinstance(env, Atari) and count > 1
-    envs = (ShmemVectorEnv if several else DummyVectorEnv)([make] * count)
+    return make
+
+
+def environments(experiment: Experiment, count: int, seed: int, *, training: bool) -> "BaseVectorEnv":
+    """Makes environments; as in Tianshou's examples, several of Atari in processes that share memory."""
+    from tianshou.env import DummyVectorEnv, ShmemVectorEnv
+
+    several = isinstance(experiment.env, Atari) and count > 1
+    envs = (ShmemVectorEnv if several else DummyVectorEnv)([maker(experiment, training=training)] * count)
     envs.seed(seed)
-    return envs, make()  # their own say what the innermost environment has
+    return envs
 
 
 def _sign(reward: SupportsFloat) -> float:
@@ -113,7 +104,9 @@ class Training:
         self.experiment, run, env, agent = experiment, experiment.run, experiment.env, self.agent
         torch.manual_seed(run.seed)
         np.random.seed(run.seed)  # noqa: NPY002 - it draws from there
-        envs, like = environments(experiment, env.count, run.seed, training=True)
+        envs = environments(experiment, env.count, run.seed, training=True)
+        like = maker(experiment, training=True)()  # theirs say the spaces of the innermost environment
+        like.close()
         actions = cast("gymnasium.spaces.Discrete", like.action_space)
         pixels = isinstance(env, Atari)
         explore = cast("EpsilonGreedy", agent.exploration)  # nothing else passes
@@ -237,8 +230,8 @@ def train(experiment: Experiment) -> None:
     from rlagents.report.console import evaluation_line
 
     run, training = experiment.run, Training(experiment)
-    envs, _ = environments(
-        experiment, min(run.evaluate_episodes, _EVALUATED), run.seed + 1_000_000, training=False
+    envs = environments(
+        experiment, min(run.evaluate_episodes, plain.EVALUATED), run.seed + 1_000_000, training=False
     )
 
     def score(stats: Any) -> float:
