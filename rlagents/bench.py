@@ -7,19 +7,23 @@ through the real replay, and learning happens in the real loop; a benchmark deci
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import cycle, islice, product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 
 from rlagents import agents, machine, runs, toml
+from rlagents.checkpoint import Checkpoints
 from rlagents.config import DQN, PQN, Experiment, NetworkLearner
 from rlagents.errors import UsageError
 from rlagents.loop import Trail, interact
 from rlagents.peers import OURS, SB3, Store
 from rlagents.replay import Proportional
 from rlagents.seeding import Streams
-from rlagents.timing import Plan, Report, Row, Thing, measure, ratio
+from rlagents.timing import Plan, Report, Row, Thing, measure, progress, ratio
 from rlagents.training import Tracker
 from rlagents.types import Agent, Metrics, Step, each
 from rlagents_envs.config import Atari, CartPole, EnvConfig, Gridworld, Gymnasium
@@ -35,6 +39,14 @@ _BACKENDS: tuple[EnvConfig, ...] = (
     Gymnasium(id="FrozenLake-v1", backend="model", count=64),
     *(CartPole(count=count) for count in (8, 64, 1024)),
     *(Atari(game="pong", count=count) for count in (1, 8, 16)),
+)
+
+
+_PHASES = (
+    ("checkpoint, training waits", "s"),
+    ("checkpoint, on the disk after", "s"),
+    ("checkpoint, training lost in all", "s"),
+    ("checkpoint, bytes of new rows", "× in memory"),
 )
 
 
@@ -181,6 +193,74 @@ def train(plan: Plan, *, precisions: Sequence[str]) -> Report:
     return _report("bench train", plan, experiment, on, rows, notes)
 
 
+def checkpoint(plan: Plan, *, timesteps: int, folder: Path) -> Report:
+    """Times checkpoints of a full replay, and reading the last one back.
+
+    What a training loses is the time until a checkpoint is on the disk, less what the env steps made
+    meanwhile take without one. Rows are from the experiment's environments, over and over.
+
+    Args:
+        plan: with the experiment whose replay it is.
+        timesteps: that are new at each checkpoint, and more if training makes more of them in a piece.
+        folder: where there is room for the replay; what is written there is removed.
+    """
+    experiment = lasting(plan)
+    on, count = runs.choose_device(experiment.run.device), experiment.env.count
+    with TemporaryDirectory(dir=folder) as place, closing(runs.environments(experiment.env)) as envs:
+        runs.require_memory(experiment, envs, on)
+        agent = runs.agent(experiment, envs, on)
+        if (ring := agent.replay) is None:
+            raise UsageError("agent must learn from a replay for bench checkpoint")
+        steps = [(step, step.reward) for step, _ in islice(_loop(experiment, envs, agent), _RECORDED)]
+        checkpoints = Checkpoints(Path(place), compress=experiment.checkpoint.compress)
+        segments = Path(place) / "replay"
+        progress("filling the replay, and writing all of it")
+        _grow(ring.add, steps, ring.rows)
+        training = _training(experiment, envs, agent)
+        next(training)  # it learns
+        start = perf_counter()
+        checkpoints.save(0, ring, agent=agent)
+        rows = [Row("whole replay, on the disk after", "s", (perf_counter() - start,))]
+        pieces: list[tuple[float, ...]] = []
+        saved = ring.time
+        for number in range(1, plan.repeat + 1):
+            progress(f"{number} of {plan.repeat}")
+            start, made = perf_counter(), 0
+            while (passed := perf_counter() - start) < plan.seconds:
+                made += next(training)[0]
+            speed = made / passed
+            _grow(ring.add, steps, max(0, saved + timesteps // count - ring.time))
+            new, saved = (ring.time - saved) * ring.nbytes / ring.rows, ring.time
+            before, start, made = set(segments.iterdir()), perf_counter(), 0
+            checkpoints.save(number, ring, background=True, agent=agent)
+            stopped = perf_counter() - start
+            while checkpoints.writing:
+                made += next(training)[0]
+            checkpoints.wait()
+            passed = perf_counter() - start
+            written = sum(file.stat().st_size for file in set(segments.iterdir()) - before)
+            pieces.append((stopped, passed, passed - made / speed, written / new))
+        for (told, unit), samples in zip(_PHASES, zip(*pieces, strict=True), strict=True):
+            rows.append(Row(told, unit, samples))
+        size = ring.nbytes
+        del ring, agent, training  # a resume has one replay in memory
+        again = runs.agent(experiment, envs, on)
+        assert again.replay is not None
+        resident = machine.resident(on)
+        machine.forget_peak()
+        start = perf_counter()
+        Checkpoints(Path(place)).newest(again.replay).restore(agent=again)
+        again.replay.reopen()
+        rows.append(Row("resume, all back after", "s", (perf_counter() - start,)))
+        peak = machine.peak()
+        if resident is not None and peak is not None and on.type == "cpu":
+            rows.append(Row("resume, peak memory", "× the replay", ((peak - resident) / size,)))
+        progress("")
+        kept = f"{experiment.timesteps_kept:,} timesteps, {size / 1e9:.3g} GB"
+        notes = [f"the replay holds {kept}; a checkpoint after every {timesteps:,} new ones"]
+        return _report("bench checkpoint", plan, experiment, on, rows, notes)
+
+
 def _report(
     command: str,
     plan: Plan,
@@ -265,14 +345,18 @@ def _filled(name: str, store: Store, experiment: Experiment, on: torch.device) -
     ticks = experiment.timesteps_kept // experiment.env.count
     timesteps = ticks * experiment.env.count
     before = machine.resident(on)
-    for row in islice(cycle(store.rows), ticks):
-        store.add(*row)
+    _grow(store.add, store.rows, ticks)
     after = machine.resident(on)
     size = store.nbytes / timesteps
     rows = [Row(name, "bytes/timestep", (size,)), Row(name, "GB/million", (size / 1e3,))]
     if before is not None and after is not None and on.type == "cpu":
         rows.append(Row(name, "bytes/timestep, resident", ((after - before) / timesteps,)))
     return rows
+
+
+def _grow(add: Callable[..., object], rows: Sequence[tuple[Any, ...]], ticks: int) -> None:
+    for row in islice(cycle(rows), ticks):
+        add(*row)
 
 
 def _prioritising(sampler: Proportional, batch: int) -> Iterator[tuple[int]]:

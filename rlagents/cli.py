@@ -429,6 +429,23 @@ def _bench_replay(plan: "Plan", batches: tuple[int, ...]) -> "Report":
     return bench.replay(plan, batches=batches)
 
 
+@_bench("checkpoint", "pong-dqn", 5.0)
+@click.option(
+    "--timesteps", type=click.IntRange(1), default=10_000, show_default=True, help="New at each checkpoint."
+)
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path(),
+    help="Where there is room for the replay; default: here.",
+)
+def _bench_checkpoint(plan: "Plan", timesteps: int, folder: Path) -> "Report":
+    """Checkpoints of a full replay of EXPERIMENT, and reading the last one back."""
+    from rlagents import bench
+
+    return bench.checkpoint(plan, timesteps=timesteps, folder=folder)
+
+
 @_bench("train", "pong-dqn-nature", 10.0)
 @_precisions
 def _bench_train(plan: "Plan", precisions: tuple[str, ...]) -> "Report":
