@@ -73,7 +73,7 @@ def pixels(count=8, seed=0):
 
 
 def stopped(table, run, step):
-    """Trains until a checkpoint of at least `step` env steps is there, then stops as a Ctrl-C would."""
+    """Trains, or goes on, until a checkpoint has `step` env steps or more; stops as a Ctrl-C would."""
     save = training._Training._save
 
     def then_stop(self, **how):
@@ -82,8 +82,9 @@ def stopped(table, run, step):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training._Training, "_save", then_stop)
+        how = {"resume": run} if (run / "config.toml").exists() else {"experiment": table, "out": run}
         with pytest.raises(KeyboardInterrupt):
-            rlagents.train(table, out=run, quiet=True)
+            rlagents.train(**how, quiet=True)
     return run
 
 

@@ -5,16 +5,18 @@ import os
 import random
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 import learning
 import rlagents
 from killing import go, kill_after
 from learning import assert_same, outcome, stopped
-from rlagents import runs, training
+from rlagents import machine, runs, training
 from rlagents.checkpoint import Checkpoints
 from rlagents.errors import RunError
 from rlagents.report import jsonl
@@ -92,6 +94,24 @@ def test_a_run_killed_at_any_instant_ends_as_one_never_killed(table, whole, tmp_
 @pytest.mark.parametrize("table", [CARTPOLE, PONG], ids=["cartpole", "pong"])
 def test_a_hundred_kills_each_resumed_to_the_end(table, whole, tmp_path):
     survive(table, whole(table), tmp_path, kills=100, each=1)
+
+
+@pytest.mark.parametrize("resumes", [4, pytest.param(200, marks=pytest.mark.slow)])
+def test_resumes_leave_memory_descriptors_threads_and_disk_as_they_are(resumes, tmp_path):
+    """A night in miniature, in one process: each resume takes ten checkpoints and is interrupted."""
+    settings = {"env_steps": 10**6, "evaluate_every": 10**6, "checkpoint_every": 100, "reset_every": 500}
+    run, device, seen = tmp_path / "run", torch.device("cpu"), []
+    for number in range(resumes):
+        stopped({**CARTPOLE, "run": settings}, run, 1000 * (number + 1))
+        kept = [file for name in ("checkpoints", "replay") for file in (run / name).rglob("*")]
+        size = sum(file.stat().st_size for file in kept if file.is_file())
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        seen.append((machine.resident(device), descriptors, threading.active_count(), len(kept), size))
+        print(*seen[-1])
+    memory, *counts, sizes = zip(*seen[2:], strict=True)
+    assert [set(count) for count in counts] == [{count[0]} for count in counts]
+    assert max(sizes) < 1.2 * min(sizes)
+    assert max(memory) - min(memory) < 30e6
 
 
 GRID = {
