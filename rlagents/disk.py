@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlagents import machine
+from rlagents.errors import RunError
 
 NO_ROOM = memoryview(b"")
 _SMALL = 16 << 20  # bytes of a file that nothing vouches for
@@ -34,6 +35,21 @@ def write(file: Path, content: bytes) -> dict[str, Any]:
         stream.flush()
         os.fsync(stream.fileno())
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file that is either whole or not there.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error}") from error
 
 
 def read(folder: Path, name: str, expected: Mapping[str, Any]) -> bytes:

@@ -5,7 +5,6 @@ games. Nothing here touches the random streams of a training that goes on.
 """
 
 import hashlib
-import json as json_format
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlagents import runs, toml
+from rlagents import disk, runs, toml
 from rlagents.config import Experiment
 from rlagents.errors import RunError, UsageError
 from rlagents.machine import describe, line, versions
@@ -406,7 +405,7 @@ def _write(file: Path, loaded: runs.Loaded, found: dict[str, Any]) -> None:
         "versions": versions(),
         "hardware": line(describe(loaded.agent.device)),
     }
-    write_json(file, known)
+    disk.write_json(file, known)
 
 
 def _changed(experiment: Experiment, settings: Sequence[str]) -> Experiment:
@@ -494,18 +493,3 @@ def frames_per_second(env: EnvConfig) -> float:
     if isinstance(env, Atari):
         return 60 / env.frame_skip
     return 50 if env.kind == "cartpole" else 10
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file that is either whole or not there.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json_format.dumps(content, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error}") from error

@@ -17,9 +17,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rlagents import experiments, machine
+from rlagents import disk, experiments, machine
 from rlagents.config import Experiment
-from rlagents.evaluation import write_json
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class Report:
 
     def write(self, file: Path) -> None:
         """Writes everything as JSON; a RunError where that cannot be."""
-        write_json(file, self.as_dict())
+        disk.write_json(file, self.as_dict())
 
     def show(self) -> None:
         """Prints medians and ranges, under what they depend on."""
