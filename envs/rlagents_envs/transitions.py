@@ -9,8 +9,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlagents_envs.config import Gymnasium
-from rlagents_envs.gymnasium import Maker, quiet
 from rlagents_envs.model import Model, ModelEnvironments
+from rlagents_envs.single import Maker, quiet
 
 
 def modelled(config: Gymnasium, *, pictures: bool = False) -> ModelEnvironments:

@@ -14,7 +14,8 @@ from rlagents_envs.carla.connection import ServerError, address, launch_command,
 from rlagents_envs.carla.env import CarlaEnv
 from rlagents_envs.carla.metrics import summary
 from rlagents_envs.config import Carla
-from rlagents_envs.gymnasium import GymnasiumEnvironments, Maker
+from rlagents_envs.gymnasium import GymnasiumEnvironments
+from rlagents_envs.single import Maker
 from rlagents_envs.vector import Bools, Obs
 
 _ENV = "rlagents_envs.carla.env:CarlaEnv"
