@@ -355,10 +355,10 @@ def test_noise_explores_with_one_draw_for_each_environment_and_not_in_evaluation
     agent = build(Leaf("vector", (3,), "float32"), 6, **table)
     obs = torch.ones(64, 3)
     assert len(set(agent.act(obs).tolist())) > 2
-    state = agent._explore.get_state()
+    state = agent._random["exploration"].get_state()
     assert len(set(agent.act(obs, epsilon=0.0).tolist())) == 1
     assert torch.equal(agent.act(obs, epsilon=0.0), agent.q_values(obs).argmax(1))
-    assert torch.equal(agent._explore.get_state(), state)
+    assert torch.equal(agent._random["exploration"].get_state(), state)
     assert agent.epsilon == 0
     mask = torch.rand(64, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     mask[:, 0] = True

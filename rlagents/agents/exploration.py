@@ -89,11 +89,11 @@ class Explorer:
         raise NotImplementedError
 
 
-def make(config: Config) -> Explorer:
-    """Returns the way to explore that a table of the configuration describes."""
+def make(config: Config, *, ties: bool = False) -> Explorer:
+    """Returns the way to explore that a table describes; `ties` as in `epsilon_greedy`."""
     match config:
         case EpsilonGreedyConfig():
-            return EpsilonGreedy(Linear(config.start, config.end, config.steps), config.ladder)
+            return EpsilonGreedy(Linear(config.start, config.end, config.steps), config.ladder, ties)
         case BoltzmannConfig():
             return Boltzmann(Linear(config.start, config.end, config.steps))
         case _:
@@ -110,6 +110,7 @@ class EpsilonGreedy(Explorer):
 
     schedule: Linear
     ladder: float = 0.0
+    ties: bool = False
 
     def epsilon(self, env_steps: int) -> float:
         """Returns the largest epsilon: that of environment 0."""
@@ -123,7 +124,7 @@ class EpsilonGreedy(Explorer):
         if self.ladder:
             rung = torch.linspace(0, 1, len(values), device=values.device)
             epsilon = epsilon ** (1 + self.ladder * rung)
-        return epsilon_greedy(values, epsilon, generator, mask)
+        return epsilon_greedy(values, epsilon, generator, mask, ties=self.ties)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """What the agents with a network have in common; what they learn from, and towards, is their own affair."""
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from rlagents.agents.exploration import epsilon_greedy
-from rlagents.agents.exploration import make as make_explorer
+from rlagents.agents.actor import Actor
 from rlagents.agents.graph import Captured
 from rlagents.agents.guard import Guard
 from rlagents.agents.rewards import ReturnScale
@@ -21,8 +20,8 @@ from rlagents.types import Metrics, Obs, State, Step, Task
 Config = TypeVar("Config", DQN, PQN)
 
 
-class NetworkAgent(Generic[Config]):
-    """A network that is acted with: its weights, how it explores, its counters, and how all this is saved.
+class NetworkAgent(Actor, Generic[Config]):
+    """A network that is acted with: its weights, what its outputs mean, and how all this is saved.
 
     Args:
         config: of the agent.
@@ -30,11 +29,9 @@ class NetworkAgent(Generic[Config]):
         batch_size: B of a learner step.
     """
 
-    _counters: ClassVar[Sequence[str]] = ("env_steps", "learner_steps")
-
     def __init__(self, config: Config, task: Task, batch_size: int) -> None:
-        self.config, self.actions, self.device = config, task.actions, task.device
-        self.env_steps = self.learner_steps = 0
+        super().__init__(config.exploration, task)
+        self.config = config
         self.values: Values = make_values(config.values)
         self._asked = self.values.fractions
         self._task, self._batch_size = task, batch_size
@@ -42,10 +39,6 @@ class NetworkAgent(Generic[Config]):
         self.online, self.working = self._weights.online, self._weights.working
         self.optimizer = self._weights.optimizer
         self._spread = midpoints(self._asked.choice, self.device) if self._asked else None
-        self._explorer = make_explorer(config.exploration)
-        self._explore = task.streams.torch("exploration", self.device)
-        # And, by the subclass, what learner steps draw from.
-        self._random: dict[str, torch.Generator] = {"exploration": self._explore}
         normalised = config.reward_transform == "normalise"
         self._returns = ReturnScale(task.environments, config.discount) if normalised else None
 
@@ -68,47 +61,17 @@ class NetworkAgent(Generic[Config]):
         """Does learner steps, on the device alone: nothing here waits for a number."""
         raise NotImplementedError
 
-    @property
-    def epsilon(self) -> float:
-        """Probability of a uniform action at present."""
-        return self._explorer.epsilon(self.env_steps)
-
-    def q_values(self, obs: Obs) -> Tensor:
-        """Returns the values of every action for observations [N, *O], as [N, A] float32.
-
-        Without noise, and by the average weights if they are kept.
-        """
+    def _values_of(self, obs: Obs) -> Tensor:
+        """Returns values [N, A] without noise, and by the average weights if they are kept."""
         return self._q_values(self._weights.settled, obs)
 
     @torch.no_grad()
     def _q_values(self, network: Network, obs: Obs, noise: Noise | None = None) -> Tensor:
         return self.values.mean(network(obs, self._spread, noise))
 
-    def act(
-        self,
-        obs: Obs,
-        *,
-        mask: Tensor | None = None,
-        first: Tensor | None = None,
-        epsilon: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Returns actions [N] for observations [N, *O], from one forward pass."""
-        generator = generator or self._explore
-        if epsilon is not None:
-            return epsilon_greedy(self.q_values(obs), epsilon, generator, mask)
-        values = self._values_to_explore(obs, mask, first, generator)
-        return self._explorer.choose(values, self.env_steps, generator, mask)
-
-    def _values_to_explore(
-        self, obs: Obs, mask: Tensor | None, first: Tensor | None, generator: torch.Generator
-    ) -> Tensor:
-        """Returns the values [N, A] that the agent's own exploration chooses by."""
-        raise NotImplementedError
-
     def observe(self, step: Step) -> None:
         """Counts one step; who learns stores it."""
-        self.env_steps += int((~step.final).sum())
+        super().observe(step)
         if self._returns:  # rewards are normalised as they are learned, by what is known by then
             self._returns.update(step)
 
@@ -116,18 +79,14 @@ class NetworkAgent(Generic[Config]):
         """Returns weights, optimiser, counters and random streams."""
         return {
             **self._weights.state_dict(),
-            "counters": {name: getattr(self, name) for name in self._counters},
-            "random": {name: generator.get_state() for name, generator in self._random.items()},
+            **super().state_dict(),
             "returns": self._returns.state_dict() if self._returns else {},
         }
 
     def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` returned."""
         self._weights.load_state_dict(state)
-        for name in self._counters:
-            setattr(self, name, state["counters"][name])
-        for name, generator in self._random.items():
-            generator.set_state(state["random"][name].cpu())
+        super().load_state_dict(state)
         if self._returns:
             self._returns.load_state_dict(state["returns"])
         self._begin()

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlagents.agents.exploration import epsilon_greedy, probabilities
-from rlagents.agents.exploration import make as make_explorer
+from rlagents.agents.actor import Actor
+from rlagents.agents.exploration import probabilities
 from rlagents.config import QLearning as Config
 from rlagents.replay import Ring
 from rlagents.replay import make as make_replay
@@ -22,7 +22,7 @@ Numbers: TypeAlias = NDArray[np.int64]
 Values: TypeAlias = NDArray[np.float64]
 
 
-class QLearning:
+class QLearning(Actor):
     """A table Q [S, A], float64, or two of them, moved towards what a return of up to n steps says.
 
     With reward r(k), action a(k) and value V(k) of the successor in row k of an episode, the goal of row 0 is
@@ -37,7 +37,7 @@ class QLearning:
     the next action was chosen, as everywhere in this loop.
 
     With `double` (van Hasselt 2010) a coin says which of two tables moves; it chooses, the other one values.
-    The agent acts on their mean.
+    The agent acts on their mean. Ties are broken at random, except with an epsilon of 0.
 
     Several environments may visit one entry at once: the entry moves by the mean of their errors, which does
     not depend on their order.
@@ -46,8 +46,11 @@ class QLearning:
         ValueError: an observation is not one of S states, or a dictionary of such.
     """
 
+    _counters = ("env_steps", "learner_steps", "_learned")
+
     def __init__(self, config: Config, task: Task) -> None:
         task = task._replace(device=torch.device("cpu"))  # N look-ups take less time than a call to a GPU
+        super().__init__(config.exploration, task, ties=True)
         leaves = task.layout if isinstance(task.layout, dict) else {"": task.layout}
         if any(leaf.kind != "index" for leaf in leaves.values()):
             raise ValueError(
@@ -57,15 +60,12 @@ class QLearning:
             )
         self._sizes = {name: leaf.size for name, leaf in leaves.items()}
         states = math.prod(self._sizes.values())
-        self.config, self.actions, self.device = config, task.actions, task.device
-        self.env_steps = self.learner_steps = 0
+        self.config = config
         shape = (1 + config.double, states, task.actions)
         self._tables = np.full(shape, config.initial_value)  # [1 or 2, S, A]
         self._visits = np.zeros(self._tables.size)  # of each entry in the update under way; else zero
-        self._explorer = make_explorer(config.exploration)
         self._rate = Linear(config.learning_rate, config.final_learning_rate, task.env_steps)
-        names = ("exploration", "replay", "tables")
-        self._random = {name: task.streams.torch(name, self.device) for name in names}
+        self._random |= {name: task.streams.torch(name, self.device) for name in ("replay", "tables")}
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
         self._window: list[Step] = []  # of the newest steps, with states for observations
@@ -78,33 +78,13 @@ class QLearning:
         """The values [S, A] that the agent acts on."""
         return torch.as_tensor(self._tables.mean(0) if self.config.double else self._tables[0])
 
-    @property
-    def epsilon(self) -> float:
-        """Probability of a uniform action at present."""
-        return self._explorer.epsilon(self.env_steps)
-
-    def q_values(self, obs: Obs) -> Tensor:
-        """Returns the table's rows of states [N], as [N, A] float32."""
-        return torch.as_tensor(self._rows(self._states(obs).numpy())).float()
-
-    def act(
-        self,
-        obs: Obs,
-        *,
-        mask: Tensor | None = None,
-        first: Tensor | None = None,
-        epsilon: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Returns actions [N]; ties are broken at random, except with an epsilon of 0."""
-        ties = epsilon is None or epsilon > 0
-        epsilon = self.epsilon if epsilon is None else epsilon
-        values = torch.as_tensor(self._rows(self._states(obs).numpy()))
-        return epsilon_greedy(values, epsilon, generator or self._random["exploration"], mask, ties=ties)
+    def _values_of(self, obs: Obs) -> Tensor:
+        """Returns the table's rows [N, A] float64 of states [N]."""
+        return torch.as_tensor(self._rows(self._states(obs).numpy()))
 
     def observe(self, step: Step) -> None:
         """Stores one step."""
-        self.env_steps += int((~step.final).sum())
+        super().observe(step)
         if self.replay is not None:
             self.replay.add(step, step.reward)
         else:
@@ -240,8 +220,7 @@ class QLearning:
         window = (step._asdict() for step in self._window)
         return {
             "policy": {"q": torch.as_tensor(self._tables)},
-            "counters": {name: getattr(self, name) for name in _COUNTERS},
-            "random": {name: stream.get_state() for name, stream in self._random.items()},
+            **super().state_dict(),
             "window": {
                 str(age): {name: value.clone() for name, value in step.items() if value is not None}
                 for age, step in enumerate(window)
@@ -251,15 +230,9 @@ class QLearning:
     def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` returned."""
         self._tables[:] = state["policy"]["q"].cpu().numpy()
-        for name in _COUNTERS:
-            setattr(self, name, state["counters"][name])
-        for name, stream in self._random.items():
-            stream.set_state(state["random"][name].cpu())
+        super().load_state_dict(state)
         window = state.get("window", {})
         self._window = [Step(**window[str(age)]) for age in range(len(window))]
-
-
-_COUNTERS: Sequence[str] = ("env_steps", "learner_steps", "_learned")
 
 
 def _stack(tensors: Sequence[Tensor]) -> NDArray[Any]:

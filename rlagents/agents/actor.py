@@ -1,0 +1,86 @@
+"""What all agents have in common: how they act, what they count, and the random streams they draw from."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rlagents.agents import exploration
+from rlagents.config import Exploration
+from rlagents.types import Obs, State, Step, Task
+
+
+class Actor:
+    """Acts by values, which a subclass knows and learns.
+
+    Args:
+        config: how to explore.
+        task: what it is built for.
+        ties: whether equally good actions are drawn from; else the first of them is taken.
+    """
+
+    _counters: ClassVar[Sequence[str]] = ("env_steps", "learner_steps")
+
+    def __init__(self, config: Exploration, task: Task, *, ties: bool = False) -> None:
+        self.actions, self.device = task.actions, task.device
+        self.env_steps = self.learner_steps = 0
+        self._ties, self._explorer = ties, exploration.make(config, ties=ties)
+        # And, by the subclass, what learner steps draw from.
+        self._random: dict[str, torch.Generator] = {
+            "exploration": task.streams.torch("exploration", task.device)
+        }
+
+    @property
+    def epsilon(self) -> float:
+        """Probability of a uniform action at present."""
+        return self._explorer.epsilon(self.env_steps)
+
+    def act(
+        self,
+        obs: Obs,
+        *,
+        mask: Tensor | None = None,
+        first: Tensor | None = None,
+        epsilon: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Returns actions [N]; see `Player`."""
+        generator = generator or self._random["exploration"]
+        if epsilon is None:
+            values = self._values_to_explore(obs, mask, first, generator)
+            return self._explorer.choose(values, self.env_steps, generator, mask)
+        ties = self._ties and epsilon > 0
+        return exploration.epsilon_greedy(self._values_of(obs), epsilon, generator, mask, ties=ties)
+
+    def q_values(self, obs: Obs) -> Tensor:
+        """Returns the values of every action for observations [N, *O], as [N, A] float32."""
+        return self._values_of(obs).float()
+
+    def _values_of(self, obs: Obs) -> Tensor:
+        """Returns the values [N, A] that evaluations go by."""
+        raise NotImplementedError
+
+    def _values_to_explore(
+        self, obs: Obs, mask: Tensor | None, first: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        """Returns the values [N, A] that the agent's own exploration chooses by."""
+        return self._values_of(obs)
+
+    def observe(self, step: Step) -> None:
+        """Counts one step; who learns stores it."""
+        self.env_steps += int((~step.final).sum())
+
+    def state_dict(self) -> State:
+        """Returns counters and random streams."""
+        return {
+            "counters": {name: getattr(self, name) for name in self._counters},
+            "random": {name: generator.get_state() for name, generator in self._random.items()},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Restores what `state_dict` returned."""
+        for name in self._counters:
+            setattr(self, name, state["counters"][name])
+        for name, generator in self._random.items():
+            generator.set_state(state["random"][name].cpu())
