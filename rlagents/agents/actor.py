@@ -24,7 +24,8 @@ class Actor:
 
     def __init__(self, config: Exploration, task: Task, *, ties: bool = False) -> None:
         self.actions, self.device = task.actions, task.device
-        self.env_steps = self.learner_steps = 0
+        self.env_steps: int = 0
+        self.learner_steps: int = 0
         self._ties, self._explorer = ties, exploration.make(config, ties=ties)
         # And, by the subclass, what learner steps draw from.
         self._random: dict[str, torch.Generator] = {

@@ -171,7 +171,7 @@ class QLearning(Actor):
             return valuing[np.arange(len(state)), sampled[0]]
         legal = None if mask is None else torch.as_tensor(mask)
         policy = probabilities(torch.as_tensor(self._rows(state)), self.epsilon, legal).numpy()  # [B, A]
-        mean = (policy * valuing).sum(1)
+        mean: Values = (policy * valuing).sum(1)
         if sampled is None:
             return mean
         action, done = sampled
