@@ -5,7 +5,8 @@ models are read from a file and written to one stands in `toml`.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self, cast
+from operator import attrgetter
+from typing import Annotated, Any, Literal, Self, TypeAlias, cast
 
 from pydantic import Field, model_validator
 
@@ -423,90 +424,87 @@ class Experiment(Model):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         """Refuses values that are each fine and impossible together."""
-        problems = [*_clashes(self.agent), *_misfits(self.agent, self.env)]
-        if problems:
+        if problems := list(_clashes(self.agent, self.env)):
             raise ValueError("\n".join(problems))
         return self
 
 
-def _misfits(agent: DQN | PQN | QLearning, env: EnvConfig) -> Iterator[str]:
-    """Yields what of an agent does not go with its environments, each with its reason."""
-    if isinstance(agent, PQN):
-        steps = env.count * agent.rollout
-        if steps % agent.minibatches:
-            yield (
-                "agent.minibatches must divide the env steps of a rollout, env.count * agent.rollout = "
-                f"{env.count} * {agent.rollout} = {steps}, got {agent.minibatches}"
-            )
-        return
-    capacity = agent.replay.capacity
-    need = getattr(env, "frame_stack", 1) + agent.n_step + 1
-    if capacity // env.count < need:
-        yield (
-            f"agent.replay.capacity must hold at least {need} timesteps of each environment "
-            f"(frame_stack + n_step + 1), got {capacity} for {env.count} environments; set "
-            f"agent.replay.capacity to {need * env.count} or more"
-        )
+# What is wrong; of the agent's setting `key`; what it must do or be; why, or what else to do.
+_Rule: TypeAlias = tuple[bool, str, str, str]
 
 
-def _clashes(agent: DQN | PQN | QLearning) -> Iterator[str]:
-    """Yields what of an agent is impossible together, each with its reason."""
-    if isinstance(agent, QLearning):
-        if wrong := _contradiction(agent):
-            yield wrong
-        if agent.replay.sampling.kind != "uniform":
-            yield (
-                f"agent.replay.sampling.kind must be uniform for a table, got {agent.replay.sampling.kind}: "
-                "it keeps no errors of its timesteps"
-            )
-        if agent.exploration.ladder:
-            yield f"agent.exploration.ladder must be 0 for a table, got {agent.exploration.ladder}"
-        return
-    if isinstance(agent, PQN):
-        if agent.network.noisy:
-            yield (
-                "agent.network.noisy must be false where agent.kind is pqn, got true: its goals count on the "
-                "values that it acts on, which noise would make too high"
-            )
-        if agent.rollout == 1 and agent.trace_decay:
-            yield (
-                "agent.rollout must be above 1 for agent.trace_decay to weigh anything, got 1; set "
-                "agent.trace_decay to 0 for one-step goals"
-            )
-    elif agent.exploration.kind == "noisy" and not agent.network.noisy:
-        yield (
-            "agent.network.noisy must be true where agent.exploration.kind is noisy, got false: nothing else "
-            "would explore"
-        )
-    if isinstance(agent, DQN) and agent.munchausen.share and agent.double:
-        yield (
-            "agent.double must be false where agent.munchausen.share is not 0, got true: soft values have no "
-            "best action that the other network could choose"
-        )
-    if agent.reward_scale != 1 and agent.reward_transform != "scale":
-        yield (
-            f'agent.reward_scale must be 1 where agent.reward_transform is "{agent.reward_transform}", got '
-            f"{agent.reward_scale}; set agent.reward_transform to scale"
-        )
-
-
-def _contradiction(agent: QLearning) -> str:
-    """Returns what cannot be together in the settings of a table; empty where nothing is wrong."""
-    replay, short = agent.learn_from == "replay", agent.n_step == 1
-    later = "where agent.learn_from is replay, which has no later actions"
-    rules = (
-        (replay and agent.target_policy == "sampled", "target_policy", f"greedy or expected {later}"),
-        (replay and agent.trace_decay < 1, "trace_decay", f"1 {later}"),
-        (replay and agent.cut_traces, "cut_traces", f"false {later}"),
-        (short and agent.trace_decay < 1, "n_step", "above 1 for agent.trace_decay to weigh anything"),
-        (short and agent.cut_traces, "n_step", "above 1 for agent.cut_traces to cut anything"),
-        (
-            agent.cut_traces and agent.target_policy != "greedy",
-            "target_policy",
-            "greedy for agent.cut_traces",
-        ),
-    )
-    for wrong, name, requirement in rules:
+def _clashes(agent: DQN | PQN | QLearning, env: EnvConfig) -> Iterator[str]:
+    """Yields what is impossible together, each in one line."""
+    rules = _table_rules(agent) if isinstance(agent, QLearning) else _network_rules(agent)
+    for wrong, key, requirement, why in (*rules, _size_rule(agent, env)):
         if wrong:
-            return f"agent.{name} must be {requirement}, got {str(getattr(agent, name)).lower()}"
-    return ""
+            yield f"agent.{key} must {requirement}, got {str(attrgetter(key)(agent)).lower()}{why}"
+
+
+def _size_rule(agent: DQN | PQN | QLearning, env: EnvConfig) -> _Rule:
+    """Returns what makes the replay or rollout fit the number of environments."""
+    if isinstance(agent, PQN):
+        product = f"env.count * agent.rollout = {env.count} * {agent.rollout}"
+        steps = env.count * agent.rollout
+        requirement = f"divide the env steps of a rollout, {product} = {steps}"
+        return steps % agent.minibatches > 0, "minibatches", requirement, ""
+    need = getattr(env, "frame_stack", 1) + agent.n_step + 1
+    return (
+        agent.replay.capacity // env.count < need,
+        "replay.capacity",
+        f"hold at least {need} timesteps of each environment (frame_stack + n_step + 1)",
+        f" for {env.count} environments; set agent.replay.capacity to {need * env.count} or more",
+    )
+
+
+def _network_rules(agent: DQN | PQN) -> Iterator[_Rule]:
+    if isinstance(agent, PQN):
+        yield (
+            agent.network.noisy,
+            "network.noisy",
+            "be false where agent.kind is pqn",
+            ": its goals count on the values that it acts on, which noise would make too high",
+        )
+        yield (
+            agent.rollout == 1 and agent.trace_decay > 0,
+            "rollout",
+            "be above 1 for agent.trace_decay to weigh anything",
+            "; set agent.trace_decay to 0 for one-step goals",
+        )
+    else:
+        yield (
+            agent.exploration.kind == "noisy" and not agent.network.noisy,
+            "network.noisy",
+            "be true where agent.exploration.kind is noisy",
+            ": nothing else would explore",
+        )
+        yield (
+            agent.munchausen.share > 0 and agent.double,
+            "double",
+            "be false where agent.munchausen.share is not 0",
+            ": soft values have no best action that the other network could choose",
+        )
+    yield (
+        agent.reward_scale != 1 and agent.reward_transform != "scale",
+        "reward_scale",
+        f'be 1 where agent.reward_transform is "{agent.reward_transform}"',
+        "; set agent.reward_transform to scale",
+    )
+
+
+def _table_rules(agent: QLearning) -> Iterator[_Rule]:
+    cut, decays, policy = agent.cut_traces, agent.trace_decay < 1, agent.target_policy
+    if agent.learn_from == "replay":
+        later = "where agent.learn_from is replay, which has no later actions"
+        yield policy == "sampled", "target_policy", f"be greedy or expected {later}", ""
+        yield decays, "trace_decay", f"be 1 {later}", ""
+        yield cut, "cut_traces", f"be false {later}", ""
+    else:
+        short = agent.n_step == 1
+        yield short and decays, "n_step", "be above 1 for agent.trace_decay to weigh anything", ""
+        yield short and cut, "n_step", "be above 1 for agent.cut_traces to cut anything", ""
+        yield cut and policy != "greedy", "target_policy", "be greedy for agent.cut_traces", ""
+    sampling = agent.replay.sampling.kind
+    why = ": it keeps no errors of its timesteps"
+    yield sampling != "uniform", "replay.sampling.kind", "be uniform for a table", why
+    yield agent.exploration.ladder > 0, "exploration.ladder", "be 0 for a table", ""

@@ -184,6 +184,15 @@ def test_settings_of_a_table_that_contradict_each_other(settings: tuple[str, ...
     assert line == f"agent.{complaint}"
 
 
+def test_all_that_contradicts_each_other_is_told_at_once() -> None:
+    table = ("agent.kind=q_learning", "agent.learn_from=replay")
+    lines = complaints(PONG, *table, "agent.target_policy=sampled", "agent.trace_decay=0.5")
+    assert lines == [
+        f"agent.target_policy must be greedy or expected {LATER}, got sampled",
+        f"agent.trace_decay must be 1 {LATER}, got 0.5",
+    ]
+
+
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
