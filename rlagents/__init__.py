@@ -69,8 +69,8 @@ def train(
     if experiment is None:
         raise UsageError("train needs an experiment or a run to resume; see `rlagents list experiments`")
     source = experiments.find(experiment) if isinstance(experiment, str | Path) else experiment
-    if isinstance(source, Path) and source.name == "config.toml":  # of a run, perhaps a stranger's
-        runs.require_trust(runs.read(source.parent), source.parent, trust=trust)
+    if isinstance(source, Path):
+        runs.require_trust(source, trust=trust)
     return training.train(
         toml.load(source, settings), out=Path(out) if out else None, wandb=wandb, quiet=quiet
     )

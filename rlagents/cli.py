@@ -130,7 +130,7 @@ def _resume(
     ctx: click.Context, run: Path, experiment: str | None, wandb: _Wandb, quiet: bool, trust: bool
 ) -> None:
     """Goes on with a run, if the experiment named beside it is its own."""
-    from rlagents import experiments, runs, training
+    from rlagents import experiments, provenance, runs, training
 
     config = runs.trusted(run, trust=trust)
     file = experiments.find(experiment) if experiment else None
@@ -138,7 +138,7 @@ def _resume(
         raise UsageError(
             f"EXPERIMENT beside --resume must be the run's own, {config.run.name}, got {other}; leave it out"
         )
-    if runs.imports(config):
+    if provenance.imports(config):
         _importable(file, trust=trust)
     ctx.meta[_RUN] = run
     training.resume(run, wandb=wandb, quiet=quiet, trust=trust)
@@ -188,9 +188,9 @@ def evaluate(
     trust: bool,
 ) -> None:
     """Play whole episodes with the agent of RUN in fresh environments, otherwise set up if you like."""
-    from rlagents import evaluation, runs
+    from rlagents import evaluation, provenance, runs
 
-    if runs.imports(runs.trusted(run, trust=trust)):
+    if provenance.imports(runs.trusted(run, trust=trust)):
         _importable(None)
     options: dict[str, Any] = {
         "episodes": episodes,
@@ -470,12 +470,13 @@ def _importable(file: Path | None, *, trust: bool = False) -> None:
 
     A run directory is perhaps a stranger's: it is trusted first, and no module in it is found.
     """
-    if file is not None and file.name == "config.toml":
+    folders = [str(Path.cwd())]
+    if file is not None:
         from rlagents import runs
 
-        runs.require_trust(runs.read(file.parent), file.parent, trust=trust)
-        file = None
-    folders = [str(Path.cwd()), *([str(file.resolve().parent)] if file else [])]
+        runs.require_trust(file, trust=trust)
+        if file.name != "config.toml":
+            folders.append(str(file.resolve().parent))
     sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
 
 

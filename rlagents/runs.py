@@ -2,15 +2,12 @@
 
 import ctypes
 import fcntl
-import hashlib
-import hmac
 import json
 import os
 import platform
 import re
 import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -20,19 +17,18 @@ from pathlib import Path
 import torch
 
 import rlagents_envs
-from rlagents import agents, machine, toml
+from rlagents import agents, machine, provenance, toml
 from rlagents.checkpoint import Checkpoints
 from rlagents.config import PQN, EnvConfig, Experiment, QLearning
 from rlagents.errors import RunError, UsageError
 from rlagents.networks import has_pixels
+from rlagents.provenance import CONFIG
 from rlagents.replay import row_bytes
 from rlagents.seeding import Streams
 from rlagents.types import Task
-from rlagents_envs.config import Gymnasium
 from rlagents_envs.vector import Environments
 
 _THREADS = torch.get_num_threads()  # as the user has it
-_CONFIG, _SIGNATURE = "config.toml", "signature"
 _LARGEST_CONFIG = 1 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -78,12 +74,11 @@ def create(experiment: Experiment, run: Path) -> None:
     }
     try:
         run.mkdir(parents=True, exist_ok=True)
-        with suppress(OSError, RunError):  # without a signature a resume asks for --trust, where it matters
-            (run / _SIGNATURE).write_text(_sign(config), "utf-8")
+        provenance.sign(run, config)
         (run / "run.json").write_text(json.dumps(about, indent=1), "utf-8")
-        beside = run / f".{_CONFIG}.tmp"
+        beside = run / f".{CONFIG}.tmp"
         beside.write_bytes(config)
-        beside.rename(run / _CONFIG)  # last and whole: this makes it a run
+        beside.rename(run / CONFIG)  # last and whole: this makes it a run
     except OSError as error:
         raise UsageError(f"{run} cannot be written: {error.strerror}") from error
 
@@ -109,7 +104,7 @@ def read(run: str | Path) -> Experiment:
     Raises:
         RunError: it is not one.
     """
-    file = Path(run) / _CONFIG
+    file = Path(run) / CONFIG
     if not file.is_file():
         what = "has no config.toml" if Path(run).is_dir() else "is not there"
         raise RunError(f"{run} is not a run directory: it {what}; runs lie in runs/<experiment>/<id>")
@@ -126,15 +121,6 @@ def _written(run: Path) -> Iterator[Path]:
             yield from inside.iterdir()
 
 
-def imports(experiment: Experiment) -> list[str]:
-    """Returns what an experiment names of code that is not rlagents' own, or hands arguments to."""
-    env = experiment.env
-    if not isinstance(env, Gymnasium):
-        return []
-    named = [name for name in (env.id, *env.wrappers) if ":" in name]
-    return [*named, f"{env.id} with {env.kwargs}"] if env.kwargs else named
-
-
 def trusted(run: str | Path, *, trust: bool = False) -> Experiment:
     """Returns the experiment of a run that may be worked in: nothing in it leads elsewhere.
 
@@ -149,58 +135,14 @@ def trusted(run: str | Path, *, trust: bool = False) -> Experiment:
     for inside in _written(Path(run)):
         if inside.is_symlink():
             raise RunError(f"{inside} must not be a symbolic link: what is written there would go elsewhere")
-    require_trust(experiment, Path(run), trust=trust)
+    provenance.require(experiment, Path(run), trust=trust)
     return experiment
 
 
-def require_trust(experiment: Experiment, run: Path, *, trust: bool = False) -> None:
-    """Checks that the run was made here, if its experiment names code to be imported.
-
-    Raises:
-        RunError: it was not, and nobody said that it shall be trusted.
-    """
-    if (names := imports(experiment)) and not trust and not _signed(run):
-        raise RunError(
-            f"{run} was not made here by you, and would import {', '.join(names)}, which runs with your "
-            "rights: look at that code, then say --trust"
-        )
-
-
-def _signed(run: Path) -> bool:
-    try:
-        signature = (run / _SIGNATURE).read_bytes()[:128]
-        return hmac.compare_digest(signature, _sign((run / _CONFIG).read_bytes()).encode())
-    except OSError:
-        return False
-
-
-def _sign(config: bytes) -> str:
-    """Returns what only who has this user's key can make of a configuration."""
-    return hmac.new(_key(), b"rlagents run\0" + config, hashlib.sha256).hexdigest()
-
-
-def _key() -> bytes:
-    """Returns this user's key, made when it is first asked for.
-
-    Raises:
-        RunError: others can read it, or it is not one.
-        OSError: there is no place for it.
-    """
-    file = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "rlagents" / "key"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent) as beside:  # of mode 0600
-            beside.write(secrets.token_bytes(32))
-            beside.flush()
-            with suppress(FileExistsError):  # another process was first
-                os.link(beside.name, file)
-    key, mode = file.read_bytes(), file.stat().st_mode & 0o777
-    if mode & 0o077 or len(key) != 32:
-        raise RunError(
-            f"{file} must hold 32 bytes and be of mode 0600, got {len(key)} and {mode:04o}; remove it: "
-            "a new one is made, and older runs want --trust"
-        )
-    return key
+def require_trust(file: Path, *, trust: bool = False) -> None:
+    """Checks an experiment's file: if it is of a run, that may be a stranger's; see `provenance.require`."""
+    if file.name == CONFIG:
+        provenance.require(read(file.parent), file.parent, trust=trust)
 
 
 @contextmanager

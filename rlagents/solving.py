@@ -155,8 +155,7 @@ def _experiment(environment: str, settings: Sequence[str], *, trust: bool) -> Ex
     kinds = [model.model_fields["kind"].default for model in get_args(get_args(EnvConfig)[0])]
     if environment not in kinds and (environment in experiments.names() or Path(environment).exists()):
         file = experiments.find(environment)
-        if file.name == "config.toml":  # of a run, perhaps a stranger's
-            runs.require_trust(runs.read(file.parent), file.parent, trust=trust)
+        runs.require_trust(file, trust=trust)
         return experiments.load(file, settings)
     env = {"kind": environment} if environment in kinds else {"kind": "gymnasium", "id": environment}
     return toml.load({"run": {"env_steps": 1}, "env": env, "agent": {"kind": "q_learning"}}, settings)
