@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rlagents import disk, runs, toml
@@ -172,8 +171,6 @@ def play(
     actions, rewards = np.zeros((1024, count), np.int64), np.zeros((1024, count), np.float32)
     time = 0
 
-    rest: Callable[[NDArray[np.bool_]], None] = getattr(envs, "rest", lambda over: None)
-
     def tensor(array: Any) -> Tensor:
         return torch.as_tensor(array, device=agent.device)
 
@@ -215,7 +212,7 @@ def play(
                 played.append((int(i), int(start[i]), time, float(total[i])))
                 reports += filter(None, [(outcome.episode_metrics or {}).get(int(i))])
                 left[i] -= 1
-                rest(left == 0)
+                envs.rest(left == 0)
             # The step after an end only resets: it belongs to no episode.
             start[ended] = time + 1
             total[ended] = 0
@@ -233,35 +230,30 @@ def play(
         seed=seed,
         epsilon=epsilon,
         distinct=len(games),
-        summary=getattr(envs, "summarise", _means)(reports) if reports else {},
+        summary=envs.summarise(reports) if reports else {},
     )
-
-
-def _means(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([report[name] for report in reports])) for name in reports[0]}
 
 
 class Scripted:
     """A driver that an environment brings along, in an agent's place.
 
     Args:
-        envs: environments with `scripted(name)`, which returns its actions [N] at present.
+        envs: environments that bring it along.
         name: one of their `drivers`.
     """
 
     device = torch.device("cpu")
 
     def __init__(self, envs: Environments, name: str) -> None:
-        self._choose: Callable[[str], NDArray[np.int64]] = getattr(envs, "scripted")  # noqa: B009 - optional
-        self._actions, self._name = envs.actions, name
+        self._envs, self._name = envs, name
 
     def act(self, obs: Obs, **_: Any) -> Tensor:
         """Returns its actions [N]."""
-        return torch.as_tensor(self._choose(self._name))
+        return torch.as_tensor(self._envs.scripted(self._name))
 
     def q_values(self, obs: Obs) -> Tensor:
         """Returns zeros: it has no values."""
-        return torch.zeros(1, self._actions)
+        return torch.zeros(1, self._envs.actions)
 
 
 def evaluate(
@@ -461,18 +453,10 @@ def recorded(
             Video(video, _painter(experiment, envs), frames_per_second(experiment.env))
         )
         result = play(agent, envs, episodes=episodes, seed=seed, epsilon=epsilon, watch=watch)
-        names: tuple[str, ...] = getattr(envs, "drivers", ()) if baselines else ()
+        names = envs.drivers if baselines else ()
         others = {n: play(Scripted(envs, n), envs, episodes=episodes, seed=seed).summary for n in names}
-        notes = tuple(f"{error}; the episodes under way were played again" for error in crashes(envs))
+        notes = tuple(f"{error}; the episodes under way were played again" for error in envs.take_crashes())
     return replace(result, video=video, baselines=others, notes=notes)
-
-
-def crashes(envs: Environments) -> list[RuntimeError]:
-    """Returns what made environments start anew since this was last asked for, where they do so."""
-    found: list[RuntimeError] = getattr(envs, "crashes", [])
-    told = list(found)
-    found.clear()
-    return told
 
 
 def _shown(agent: Player, experiment: Experiment, episodes: int, seed: int, epsilon: float) -> Evaluation:
@@ -485,7 +469,7 @@ def _shown(agent: Player, experiment: Experiment, episodes: int, seed: int, epsi
 
 
 def _painter(experiment: Experiment, envs: Environments) -> Painter:
-    return Painter(experiment.run.name, getattr(envs, "action_names", None))
+    return Painter(experiment.run.name, envs.action_names)
 
 
 def frames_per_second(env: EnvConfig) -> float:

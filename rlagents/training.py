@@ -19,7 +19,7 @@ from rlagents.agents import AnyAgent, QLearning
 from rlagents.checkpoint import Checkpoints, made_with, write_tensors
 from rlagents.config import Experiment
 from rlagents.errors import RunError
-from rlagents.evaluation import Evaluation, crashes, evaluation_seed, recorded
+from rlagents.evaluation import Evaluation, evaluation_seed, recorded
 from rlagents.loop import Trail, interact
 from rlagents.report import Console, JsonLines, Report, Several, TensorBoard, Wandb
 from rlagents.report.wandb import require
@@ -227,14 +227,14 @@ class _Training:
                 try:
                     step, news = next(steps)
                 except RuntimeError as error:
-                    self._tell(crashes(envs))
+                    self._tell(envs.take_crashes())
                     told = f"{error}{self._trace(error)}"
                     raise RunError(f"at {tracker.env_steps:,} env steps: {told}") from error
                 signals.at_once = False
                 before = tracker.env_steps
                 tracker.update(step)
                 after = tracker.env_steps
-                self._tell(crashes(envs))
+                self._tell(envs.take_crashes())
                 tracker.learned = news or tracker.learned
                 logged = log.due(before, after)
                 if logged:

@@ -431,11 +431,11 @@ def test_infos_of_any_shape_are_no_trouble() -> None:
 @pytest.mark.parametrize("backend", ["sync", "async"])
 def test_metrics_losses_and_drivers_reach_the_vector(backend: str) -> None:
     envs = make(kind="gymnasium", id="example_envs:Surveyed", count=2, backend=backend)
-    assert envs.drivers == ("down", "up")  # type: ignore[attr-defined]
+    assert envs.drivers == ("down", "up")
     envs.reset(1)
     outcomes = []
     for _ in range(14):
-        actions = envs.scripted("up")  # type: ignore[attr-defined]
+        actions = envs.scripted("up")
         assert actions.tolist() == [2, 2]  # counted from 0
         envs.send(actions)
         outcomes.append(envs.recv())

@@ -28,11 +28,11 @@ from rlagents.evaluation import (
 )
 from rlagents.types import Obs
 from rlagents.video import Frame, Painter, Stop, Video, Window
-from rlagents_envs import Leaf, Outcome
+from rlagents_envs import Environments, Leaf, Outcome
 from rlagents_envs.config import Atari, CartPole, Gridworld, Gymnasium
 
 
-class Countdown:
+class Countdown(Environments):
     """Environment i plays games of `lengths[i]` steps; each step pays 1000 plus the action."""
 
     actions = 3

@@ -15,7 +15,7 @@ from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 
 from rlagents_envs.config import Atari
-from rlagents_envs.vector import Bools, Layout, Leaf, Obs, Outcome, Pending, first_seed
+from rlagents_envs.vector import Bools, Environments, Layout, Leaf, Obs, Outcome, Pending, first_seed
 
 SCREEN = (210, 160)  # rows and columns of the picture that a player sees
 
@@ -56,7 +56,7 @@ class _Part:
         return self.screens, reward, terminated, truncated, info["lives"]
 
 
-class AtariEnvironments:
+class AtariEnvironments(Environments):
     """N games of one ROM, rewards as the game pays them.
 
     With `terminal_on_life_loss` a lost life terminates while the game goes on; `ended` says when it does

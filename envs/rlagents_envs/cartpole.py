@@ -6,14 +6,14 @@ from numpy.typing import NDArray
 
 from rlagents_envs.config import CartPole
 from rlagents_envs.spaces import Convert, cells
-from rlagents_envs.vector import Bools, Layout, Leaf, Obs, Outcome, Pending, first_seed
+from rlagents_envs.vector import Bools, Environments, Layout, Leaf, Obs, Outcome, Pending, first_seed
 
 # Half the range that is cut into equal cells: position, velocity, angle, angular velocity. The first and
 # third are where an episode ends; the velocities have no bound, and beyond is the outermost cell.
 RANGE = (2.4, 3.0, 0.2095, 3.5)
 
 
-class CartPoleEnvironments:
+class CartPoleEnvironments(Environments):
     """N carts. Where the pole falls at the time limit, the fall counts: terminated, not truncated."""
 
     replayable = True

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rlagents_envs.config import Carla, Gymnasium
 from rlagents_envs.single import METRICS, BrokenEnvironmentError, Maker, check, in_one_line, quiet
 from rlagents_envs.spaces import Observer
-from rlagents_envs.vector import Bools, Layout, Obs, Outcome, Pending, first_seed
+from rlagents_envs.vector import Bools, Environments, Layout, Obs, Outcome, Pending, first_seed
 
 CRASHES = 5  # of one environment without an episode between, after which starting anew does not mend it
 PATIENCE = 10.0  # seconds that closing waits for a step under way before it ends the processes
@@ -30,13 +30,12 @@ class _CrashedError(Exception):
     """The environments failed, have ended, and may start anew."""
 
 
-class GymnasiumEnvironments:
+class GymnasiumEnvironments(Environments):
     """N environments of one id.
 
     Attributes:
-        drivers: names of the scripted drivers that the environments bring along.
-        crashes: what failed and was started anew (`on_crash`), for who reads it to empty. One failure ends
-            all of them: the others' episodes could not be brought back without the one that failed.
+        crashes: what failed and was started anew (`on_crash`), until it is taken. One failure ends all of
+            them: the others' episodes could not be brought back without the one that failed.
 
     `info["action_mask"]` becomes the mask; where an environment gave none, or one without a legal action,
     everything is legal. A Discrete action space that does not start at 0 is shifted.
@@ -194,6 +193,11 @@ class GymnasiumEnvironments:
         """
         chosen = self._ask(lambda: self._vector.call("scripted", driver), restart=False)
         return np.array(chosen, np.int64) - self._start
+
+    def take_crashes(self) -> list[RuntimeError]:
+        """Empties `crashes`."""
+        told, self.crashes = self.crashes, []
+        return told
 
     def close(self) -> None:
         """Ends the environments and their processes; one that does not answer is ended by force."""

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from rlagents_envs.vector import Array, Bools, Layout, Leaf, Obs, Outcome, Pending
+from rlagents_envs.vector import Array, Bools, Environments, Layout, Leaf, Obs, Outcome, Pending
 
 Values = NDArray[np.float64]
 
@@ -107,7 +107,7 @@ def settle(sweeps: Iterable[Values], most: int = 1_000_000) -> tuple[Values, int
     )
 
 
-class ModelEnvironments:
+class ModelEnvironments(Environments):
     """N copies of one model, in lockstep.
 
     Args:

@@ -6,7 +6,7 @@ observation of an episode comes back as itself; the step after it ignores the ac
 reset observation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -54,19 +54,23 @@ class Outcome(NamedTuple):
 
 
 class Environments(Protocol):
-    """N environments that step together.
+    """N environments that step together; what has a default here is for the kinds that can do more.
 
     Attributes:
         count: N.
         actions: A, the number of discrete actions.
         layout: what an observation is made of.
         replayable: whether a seed and the actions since bring the same observations back.
+        action_names: A words, in the order of the actions; None where nobody named them.
+        drivers: names of the scripted drivers that the environments bring along.
     """
 
     count: int
     actions: int
     layout: Layout
     replayable: bool
+    action_names: tuple[str, ...] | None = None
+    drivers: tuple[str, ...] = ()
 
     def reset(self, seed: int) -> tuple[Obs, Bools | None]:
         """Starts every environment anew from one seed; returns observations and legal actions."""
@@ -87,6 +91,21 @@ class Environments(Protocol):
     def close(self) -> None:
         """Frees threads, processes and windows; may be called twice."""
         ...
+
+    def rest(self, over: Bools) -> None:
+        """Lets environments [N] stand still until the next reset, where they can; nobody looks at them."""
+
+    def scripted(self, driver: str) -> NDArray[np.int64]:
+        """Returns the actions [N] that one of `drivers` would take now."""
+        raise ValueError(f"driver must be one that the environments bring along, got {driver!r}")
+
+    def summarise(self, reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Returns what is reported about episodes, at least one, in all: each number's mean."""
+        return {name: float(np.mean([report[name] for report in reports])) for name in reports[0]}
+
+    def take_crashes(self) -> list[RuntimeError]:
+        """Returns what failed, and made all environments start anew, since this was last asked for."""
+        return []
 
 
 class Pending:

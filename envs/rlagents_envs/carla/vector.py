@@ -4,6 +4,7 @@ The one idea: `CarlaEnv` in Gymnasium's vector, each in a process of its own bes
 known without a server, such as that there is none, is said before anything is started.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -23,10 +24,6 @@ _ENV = "rlagents_envs.carla.env:CarlaEnv"
 
 class CarlaEnvironments(GymnasiumEnvironments):
     """N environments, each with a server of its own.
-
-    Attributes:
-        action_names: A words, in the order of the actions.
-        summarise: from the metrics of episodes to what is reported about them.
 
     Raises:
         ValueError: the carla package is not there, no server answers, or there is none to launch.
@@ -55,10 +52,13 @@ class CarlaEnvironments(GymnasiumEnvironments):
         ]
         blueprint = CarlaEnv(config)  # nothing is started before a reset
         actions = cast("spaces.Discrete", blueprint.action_space)
-        self.summarise = summary
         self.action_names = tables.names(config.actions)
         self._open(config, makers, actions, blueprint.observation_space, blueprint.metadata["drivers"])
         self._anew, self._restart = self._restart, False
+
+    def summarise(self, reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Returns the metrics of driving."""
+        return summary(reports)
 
     def reset(self, seed: int) -> tuple[Obs, Bools | None]:
         """Starts every environment anew; what fails at the very first time is not tried again."""
