@@ -237,11 +237,9 @@ def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agent
     except ValueError as error:
         raise UsageError(str(error)) from error
     except (MemoryError, RuntimeError) as error:
-        name, size = (
-            "rollout" if isinstance(experiment.agent, PQN) else "replay.capacity",
-            experiment.timesteps_kept,
-        )
-        raise UsageError(f"agent.{name} must fit into memory, got {size} timesteps: {error}") from error
+        name = "rollout" if isinstance(experiment.agent, PQN) else "replay.capacity"
+        kept = experiment.timesteps_kept
+        raise UsageError(f"agent.{name} must fit into memory, got {kept} timesteps: {error}") from error
 
 
 def _tune(envs: Environments, threads: int) -> None:

@@ -202,6 +202,13 @@ def test_a_rollout_larger_than_memory_is_refused_as_well(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_table_that_does_not_fit_into_memory_is_refused_by_its_own_name(tmp_path):
+    settings = {"run": {"env_steps": 10}, "env": {"kind": "cartpole", "bins": [3000] * 4}}
+    told = r"^agent\.kind q_learning must have a table .* 81000000000000 states .* fewer cells with env\.bins"
+    with pytest.raises(UsageError, match=told):
+        rlagents.train(settings | {"agent": {"kind": "q_learning"}}, out=tmp_path / "run", quiet=True)
+
+
 @pytest.mark.parametrize("spare", [0, -1])
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_rollout_that_just_fits_is_taken(count, spare, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlagents import machine
 from rlagents.agents.actor import Actor
 from rlagents.agents.exploration import probabilities
 from rlagents.config import QLearning as Config
@@ -43,7 +44,7 @@ class QLearning(Actor):
     not depend on their order.
 
     Raises:
-        ValueError: an observation is not one of S states, or a dictionary of such.
+        ValueError: an observation is not one of S states, or a dictionary of such, or S is too large.
     """
 
     _counters = ("env_steps", "learner_steps", "_learned")
@@ -62,6 +63,13 @@ class QLearning(Actor):
         states = math.prod(self._sizes.values())
         self.config = config
         shape = (1 + config.double, states, task.actions)
+        size, free = 2 * 8 * math.prod(shape), machine.available(self.device)  # values and visits
+        if size > free:
+            raise ValueError(
+                f"agent.kind q_learning must have a table that fits into memory, got {states} states and "
+                f"{task.actions} actions: it takes {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; "
+                "cut observations into fewer cells with env.bins, or set agent.kind to dqn"
+            )
         self._tables = np.full(shape, config.initial_value)  # [1 or 2, S, A]
         self._visits = np.zeros(self._tables.size)  # of each entry in the update under way; else zero
         self._rate = Linear(config.learning_rate, config.final_learning_rate, task.env_steps)
