@@ -14,6 +14,10 @@ from rlagents_envs.config import EnvConfig, Model
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 EnvSteps = Annotated[int, Field(ge=1)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]  # of dense layers
+HuberDelta = Annotated[
+    float, Field(gt=0, description="error at which the Huber loss turns from square to linear")
+]
 
 
 class Run(Model):
@@ -174,9 +178,7 @@ class ScalarValues(Model):
 
     kind: Literal["scalar"] = "scalar"
     loss: Literal["huber", "mse"] = Field(default="huber", description="of the temporal-difference error")
-    huber_delta: float = Field(
-        default=1.0, gt=0, description="error at which Huber turns from square to linear"
-    )
+    huber_delta: HuberDelta = 1.0
 
 
 class CategoricalValues(Model):
@@ -204,9 +206,7 @@ class QuantileValues(Model):
     quantiles: int = Field(
         default=51, ge=1, description="per action; the paper has 200, whose loss costs 15 times that of 51"
     )
-    huber_delta: float = Field(
-        default=1.0, gt=0, description="error at which the loss turns from square to linear"
-    )
+    huber_delta: HuberDelta = 1.0
 
 
 class ImplicitQuantileValues(Model):
@@ -219,9 +219,7 @@ class ImplicitQuantileValues(Model):
         default=32, ge=1, description="evenly spread fractions behind a value, where actions are chosen (K)"
     )
     cosines: int = Field(default=64, ge=1, description="cosines of a fraction that the network reads")
-    huber_delta: float = Field(
-        default=1.0, gt=0, description="error at which the loss turns from square to linear"
-    )
+    huber_delta: HuberDelta = 1.0
 
 
 Values = Annotated[
@@ -250,14 +248,12 @@ class Network(Model):
     body: Literal["auto", "mlp", "nature_cnn", "arcade_cnn", "small_cnn", "impala"] = Field(
         default="auto", description="auto: by the observation space, each input of a dictionary on its own"
     )
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    hidden: Widths = Field(
         default=(),
-        strict=False,
         description="widths of the dense layers; empty: 512 after pixels, 128 and 128 otherwise",
     )
-    vector_hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    vector_hidden: Widths = Field(
         default=(),
-        strict=False,
         description="widths of the dense layers that each vector of numbers goes through before it is joined "
         "with other inputs; empty: joined as it is",
     )

@@ -6,7 +6,7 @@ On a grid that is a heat map of the values with an arrow for each best action: o
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import rich.box
@@ -18,7 +18,6 @@ import rlagents_envs
 from rlagents import experiments, planning, runs, tables, toml
 from rlagents.config import Experiment
 from rlagents.errors import RunError, UsageError
-from rlagents_envs.config import EnvConfig
 from rlagents_envs.model import Model, Values
 
 _COLOURS = ((46, 43, 98), (38, 130, 142), (248, 222, 90))  # of the lowest, the middle and the highest value
@@ -78,14 +77,12 @@ class Solution:
             if np.isnan(value):
                 cells.append((" ", "default"))
                 continue
-            arrows = [self._sign(ways[action], action) for action in range(len(ways)) if chosen[action]]
+            signs = (
+                str(a) if (way := ways[a]) is None else tables.ARROWS[way] for a in np.flatnonzero(chosen)
+            )
             style = "rgb({},{},{}) on rgb({},{},{})".format(*_ink(shade), *shade)
-            cells.append((f" {''.join(arrows):4} \n {value:.3g} ", style))
+            cells.append((f" {''.join(signs):4} \n {value:.3g} ", style))
         return cells
-
-    @staticmethod
-    def _sign(way: tuple[int, int] | None, action: int) -> str:
-        return str(action) if way is None else tables.ARROWS[way]
 
     def _shades(self) -> list[tuple[int, int, int]]:
         """Returns the colour of each state's value."""
@@ -152,7 +149,7 @@ def solve(environment: str, settings: Sequence[str] = (), *, trust: bool = False
 
 
 def _experiment(environment: str, settings: Sequence[str], *, trust: bool) -> Experiment:
-    kinds = [model.model_fields["kind"].default for model in get_args(get_args(EnvConfig)[0])]
+    kinds = dict(rlagents_envs.describe())
     if environment not in kinds and (environment in experiments.names() or Path(environment).exists()):
         file = experiments.find(environment)
         runs.require_trust(file, trust=trust)

@@ -27,6 +27,8 @@ from rlagents.replay import make as make_replay
 from rlagents.schedules import Every
 from rlagents.types import Batch, Metrics, Obs, State, Step, Task
 
+_CENTRE = 512  # observations that the mean image is taken of
+
 
 class DQN(NetworkAgent[Config]):
     """A network that learns the values of actions from the replay.
@@ -191,6 +193,3 @@ class DQN(NetworkAgent[Config]):
             copy_tensors(list(self.target.parameters()), self._slow)
         if self._prioritised:
             self.replay.sampler.load_state_dict(state["priorities"])
-
-
-_CENTRE = 512  # observations that the mean image is taken of
