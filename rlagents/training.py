@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import FrameType
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rlagents import runs, tables
-from rlagents.agents import AnyAgent, QLearning
+from rlagents.agents import AnyAgent
 from rlagents.checkpoint import Checkpoints, made_with, write_tensors
 from rlagents.config import Experiment
 from rlagents.errors import RunError
@@ -227,14 +227,13 @@ class _Training:
                 try:
                     step, news = next(steps)
                 except RuntimeError as error:
-                    self._tell(envs.take_crashes())
-                    told = f"{error}{self._trace(error)}"
-                    raise RunError(f"at {tracker.env_steps:,} env steps: {told}") from error
+                    self._tell_crashes(envs)
+                    raise RunError(self._told(error)) from error
                 signals.at_once = False
                 before = tracker.env_steps
                 tracker.update(step)
                 after = tracker.env_steps
-                self._tell(envs.take_crashes())
+                self._tell_crashes(envs)
                 tracker.learned = news or tracker.learned
                 logged = log.due(before, after)
                 if logged:
@@ -260,20 +259,20 @@ class _Training:
                 self.console.note(table)
         return self.run
 
-    def _trace(self, error: RuntimeError) -> str:
-        """Writes down where an environment failed, if it says so; returns where that can be read."""
+    def _told(self, error: RuntimeError) -> str:
+        """Returns when and how an environment failed; where its traceback is known, writes that to a file."""
+        told = f"at {self.tracker.env_steps:,} env steps: {error}"
         notes: list[str] = getattr(error, "__notes__", [])
         file = self.run / "crash.txt"
         with suppress(OSError):
             if notes:
                 file.write_text("\n".join(notes), "utf-8")
-                return f"; its traceback lies in {file}"
-        return ""
+                told += f"; its traceback lies in {file}"
+        return told
 
-    def _tell(self, crashed: Sequence[RuntimeError]) -> None:
-        for error in crashed:
-            told = f"at {self.tracker.env_steps:,} env steps: {error}{self._trace(error)}"
-            self.console.note(f"{told}; all environments start anew", always=True)
+    def _tell_crashes(self, envs: Environments) -> None:
+        for error in envs.take_crashes():
+            self.console.note(f"{self._told(error)}; all environments start anew", always=True)
 
     def _finish(self, *, save: bool) -> None:
         """Evaluates and saves what is due after a step; stops there after a Ctrl-C."""
@@ -305,7 +304,7 @@ class _Training:
         """Returns what the newest learner step said; a number that is none stops the run, for good reason."""
         learned = {f"train/{name}": float(value) for name, value in self.tracker.learned.items()}
         wrong = [f"{name} is {value}" for name, value in learned.items() if not np.isfinite(value)]
-        suspect = None if isinstance(self.agent, QLearning) else self.agent.suspect()
+        suspect = self.agent.suspect()
         if not wrong and suspect is None:
             return learned
         what = wrong[0] if wrong else "the gradient is no number"

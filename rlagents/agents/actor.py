@@ -1,7 +1,7 @@
 """What all agents have in common: how they act, what they count, and the random streams they draw from."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -71,6 +71,10 @@ class Actor:
     def observe(self, step: Step) -> None:
         """Counts one step; who learns stores it."""
         self.env_steps += int((~step.final).sum())
+
+    def suspect(self) -> tuple[int, Any] | None:
+        """Returns the first learner step that led to no number, with its batch, a named tuple; None: none."""
+        return None
 
     def state_dict(self) -> State:
         """Returns counters and random streams."""
