@@ -1,5 +1,7 @@
 """The agents: exact answers where there are some, and the pieces one by one."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -431,6 +433,23 @@ def test_random_streams_do_not_disturb_one_another():
     assert one.integer("environments") == other.integer("environments")
     draws = {float(torch.rand(1, generator=Streams(s).torch(n, CPU))) for s in (1, 2) for n in ("a", "b")}
     assert len(draws) == 4
+
+
+@pytest.mark.parametrize(
+    "table",
+    [CORRIDOR_DQN, {"kind": "pqn"}, {"kind": "q_learning", "learn_from": "replay", "learning_starts": 50}],
+    ids=lambda table: table["kind"],
+)
+def test_an_agent_and_its_replay_are_gone_with_the_last_reference(table):
+    """A replay has gigabytes, and Python looks for cycles when it has made many objects, not large ones."""
+    seen = "index" if table["kind"] == "q_learning" else "onehot"
+    envs = make(**{**CORRIDOR, "observation": seen})
+    for _ in range(2):  # what libraries import with the first one keeps that one for a while
+        agent = build(envs.layout, envs.actions, **table)
+        train(envs, agent, 400)
+        known = weakref.ref(agent)
+        del agent
+    assert known() is None
 
 
 @pytest.mark.parametrize("kind", ["dqn", "pqn"])

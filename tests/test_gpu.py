@@ -57,7 +57,7 @@ def test_recorded_learner_steps_do_what_plain_ones_do(precision):
         for step in steps(200):
             metrics = agent.learn()
             agent.observe(step)
-    assert recorded._launch.recorded
+    assert recorded._graph.recorded
     assert plain.learner_steps == recorded.learner_steps > 200
     for mine, theirs in zip(recorded.online.parameters(), plain.online.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=2e-2)
@@ -78,7 +78,7 @@ def test_every_kind_of_values_is_recorded_with_noise_and_priorities(kind):
             metrics = agent.learn()
             agent.observe(step)
         assert metrics["loss"].isfinite()
-    assert recorded._launch.recorded
+    assert recorded._graph.recorded
     one, other = (agent.replay.sampler.state_dict()["priority"] for agent in (plain, recorded))
     assert torch.equal(one > 0, other > 0)
     assert len(one[one > 0].unique()) > 50
@@ -107,7 +107,7 @@ def test_recorded_learner_steps_see_rows_written_later():
     for step in steps(150):
         agent.learn()
         agent.observe(step)
-    assert agent._launch.recorded
+    assert agent._graph.recorded
     before = [p.clone() for p in agent.online.parameters()]
     for ring in agent.replay._frames.values():
         ring.zero_()

@@ -18,15 +18,15 @@ _WARM_UP = 3  # calls before the recording: libraries choose their kernels, the 
 class Captured:
     """Calls a function of a count; after a few calls as a CUDA graph, one for each count that comes.
 
-    Where recording fails, it says so once and goes on calling the function.
+    Where recording fails, it says so once and goes on calling the function. That is given at each call, the
+    same each time: kept here, it would hold its agent, which holds this.
 
     Args:
-        function: does `count` learner steps; returns metrics that are tensors on the GPU.
-        generators: the random streams that it draws from.
+        generators: the random streams that the function draws from.
     """
 
-    def __init__(self, function: Callable[[int], Metrics], generators: Sequence[torch.Generator]) -> None:
-        self._function, self._generators = function, generators
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self._generators = generators
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Metrics]] = {}
         self._calls = 0
         self._failed = False
@@ -36,36 +36,41 @@ class Captured:
         """Whether any graph is in use."""
         return bool(self._graphs)
 
-    def __call__(self, count: int) -> Metrics:
-        """Does `count` learner steps; the metrics are overwritten by the next call."""
+    def __call__(self, function: Callable[[int], Metrics], count: int) -> Metrics:
+        """Lets the function do `count` learner steps.
+
+        Returns:
+            its metrics, tensors on the GPU that the next call overwrites.
+        """
         self._calls += 1
         if self._calls <= _WARM_UP or self._failed:
-            return self._aside(count)
-        if count not in self._graphs and not self._record(count):
-            return self._function(count)
+            return _aside(function, count)
+        if count not in self._graphs and not self._record(function, count):
+            return function(count)
         graph, metrics = self._graphs[count]
         graph.replay()
         return metrics
 
-    def _aside(self, count: int) -> Metrics:
-        """Calls the function on a stream of its own, as what precedes a recording has to be."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            metrics = self._function(count)
-        torch.cuda.current_stream().wait_stream(stream)
-        return metrics
-
-    def _record(self, count: int) -> bool:
+    def _record(self, function: Callable[[int], Metrics], count: int) -> bool:
         graph = torch.cuda.CUDAGraph()
         try:
             for generator in self._generators:
                 graph.register_generator_state(generator)
             with torch.cuda.graph(graph):
-                metrics = self._function(count)
+                metrics = function(count)
         except RuntimeError as error:
             self._failed = True
             warnings.warn(f"learner steps run without a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
             return False
         self._graphs[count] = graph, metrics
         return True
+
+
+def _aside(function: Callable[[int], Metrics], count: int) -> Metrics:
+    """Calls the function on a stream of its own, as what precedes a recording has to be."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        metrics = function(count)
+    torch.cuda.current_stream().wait_stream(stream)
+    return metrics

@@ -1,6 +1,5 @@
 """What the agents with a network have in common; what they learn from, and towards, is their own affair."""
 
-from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
@@ -52,10 +51,14 @@ class NetworkAgent(Actor, Generic[Config]):
     def _begin(self) -> None:
         """Starts what knows the tensors or learner steps of before anew."""
         self._guard, self._guarded = Guard(self._batch_size, self.device), self.learner_steps
-        self._launch: Callable[[int], Metrics] = self._updates
+        self._graph: Captured | None = None
         if self.device.type == "cuda" and self.config.cuda_graph:
             drawn = [generator for name, generator in self._random.items() if name != "exploration"]
-            self._launch = Captured(self._updates, drawn)
+            self._graph = Captured(drawn)
+
+    def _launch(self, count: int) -> Metrics:
+        """Does learner steps, as one graph where there is a GPU for it."""
+        return self._graph(self._updates, count) if self._graph else self._updates(count)
 
     def _updates(self, count: int) -> Metrics:
         """Does learner steps, on the device alone: nothing here waits for a number."""
