@@ -112,7 +112,7 @@ def test_resumes_leave_memory_descriptors_threads_and_disk_as_they_are(resumes, 
     assert len({*descriptors}) == len({*threads}) == 1
     assert max(files) <= min(files) + 1  # the rows kept lie in one file more or less
     assert max(sizes) < 1.2 * min(sizes)
-    assert max(memory) - min(memory) < 30e6
+    assert max(memory) - min(memory) < 5e6
 
 
 GRID = {
