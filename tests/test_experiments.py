@@ -108,7 +108,7 @@ PRIORITIES, VALUES, EXPLORATION = "agent.replay.sampling", "agent.values", "agen
     ("name", "base", "changed"),
     [
         ("cartpole-double", "cartpole-dqn-fixed-target", {"agent.n_step"}),
-        ("cartpole-dueling", "cartpole-double", {DOUBLE, DUELING}),
+        ("cartpole-dueling", "cartpole-double", {DUELING}),
         ("cartpole-per", "cartpole-double", {DOUBLE, PRIORITIES}),
         ("cartpole-c51", "cartpole-double", {DOUBLE, VALUES}),
         ("cartpole-qrdqn", "cartpole-double", {DOUBLE, VALUES}),
