@@ -112,7 +112,7 @@ PRIORITIES, VALUES, EXPLORATION = "agent.replay.sampling", "agent.values", "agen
         ("cartpole-per", "cartpole-double", {DOUBLE, PRIORITIES}),
         ("cartpole-c51", "cartpole-double", {DOUBLE, VALUES}),
         ("cartpole-qrdqn", "cartpole-double", {DOUBLE, VALUES}),
-        ("cartpole-iqn", "cartpole-double", {DOUBLE, VALUES}),
+        ("cartpole-iqn", "cartpole-double", {VALUES}),
         ("cartpole-noisy", "cartpole-double", {DOUBLE, NOISY, NOISE, EXPLORATION}),
         (
             "cartpole-rainbow",
