@@ -139,7 +139,7 @@ def resume(run: Path, *, wandb: Mode = "off", quiet: bool = False, trust: bool =
         runs.require_memory(experiment, envs, on)
         agent = runs.agent(experiment, envs, on)
         training = _Training(experiment, run, agent, envs.actions, wandb, quiet)
-        training.restore()
+        training.restore(replayable=envs.replayable)
         return training.go(envs)
 
 
@@ -178,8 +178,12 @@ class _Training:
         self._notes: list[str] = []  # to be printed once the screen is there
         self._unsaved = False  # whether a checkpoint could not be written
 
-    def restore(self) -> None:
-        """Brings everything back from the newest checkpoint that is whole; without any, starts anew."""
+    def restore(self, *, replayable: bool) -> None:
+        """Brings everything back from the newest checkpoint that is whole; without any, starts anew.
+
+        Args:
+            replayable: whether the environments come back to where they were, too.
+        """
         self.resumed = 0
         if not any(self.checkpoints.folder.glob("[!.]*")):
             return  # killed before the first one was written
@@ -196,6 +200,11 @@ class _Training:
             self._notes.append(
                 "THIS RESUME IS NOT EXACT: checkpoint.replay is none, so the replay starts empty, "
                 "and results may dip until it is full again"
+            )
+        if not replayable:
+            self._notes.append(
+                f"this resume is not exact: {self.experiment.env.kind} cannot return to where it was, so new "
+                "episodes begin"
             )
 
     def go(self, envs: Environments) -> Path:

@@ -20,6 +20,7 @@ from rlagents import machine, runs, training
 from rlagents.checkpoint import Checkpoints
 from rlagents.errors import RunError
 from rlagents.report import jsonl
+from rlagents_envs.cartpole import CartPoleEnvironments
 
 CARTPOLE = {
     **learning.CARTPOLE,
@@ -230,6 +231,16 @@ def test_compressed_rows_are_fewer_bytes_and_the_same(whole, tmp_path):
     assert sum(entry["size"] for entry in entries) * 5 < sum(entry["bytes"] for entry in entries)
     rlagents.train(resume=run, quiet=True)
     assert_same(outcome(run), whole(PONG).outcome)
+
+
+def test_where_environments_cannot_return_a_resume_says_that_it_is_inexact(tmp_path, capsys, monkeypatch):
+    run = stopped(CARTPOLE, tmp_path / "run", 500)
+    monkeypatch.setattr(CartPoleEnvironments, "replayable", False)
+    capsys.readouterr()
+    rlagents.train(resume=run, quiet=True)
+    told = "this resume is not exact: cartpole cannot return to where it was, so new episodes begin"
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert runs.load(run).step >= 1500
 
 
 def test_without_rows_a_resume_says_that_it_is_inexact(tmp_path, capsys):
