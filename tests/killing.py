@@ -27,6 +27,11 @@ def go(table: dict[str, Any], run: Path, saves: int | None = None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         training._Training._save = deadly
+    go_on(table, run)
+
+
+def go_on(table: dict[str, Any], run: Path) -> None:
+    """Trains, or goes on where there is a run already."""
     if (run / "config.toml").exists():
         rlagents.train(resume=run, quiet=True)
     else:

@@ -7,6 +7,7 @@ import torch
 from pydantic import TypeAdapter
 
 import rlagents
+from killing import go_on
 from playing import make
 from rlagents import agents, training
 from rlagents.checkpoint import Checkpoints
@@ -82,9 +83,8 @@ def stopped(table, run, step):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training._Training, "_save", then_stop)
-        how = {"resume": run} if (run / "config.toml").exists() else {"experiment": table, "out": run}
         with pytest.raises(KeyboardInterrupt):
-            rlagents.train(**how, quiet=True)
+            go_on(table, run)
     return run
 
 

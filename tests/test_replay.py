@@ -1,5 +1,7 @@
 """The ring against a naive replay that keeps whole transitions, and its sampler."""
 
+import errno
+import mmap
 from itertools import pairwise, product
 
 import numpy as np
@@ -309,6 +311,15 @@ def test_a_loss_in_the_first_step_of_an_episode_leaves_the_episode_before_as_it_
 def test_a_ring_too_small_for_a_stack_is_refused():
     with pytest.raises(ValueError, match="capacity must hold 6 timesteps of each environment, got 8 for 2"):
         ring(layout_of(3), environments=2, rows=4, n_step=2)
+
+
+def test_a_ring_too_large_for_the_memory_is_refused_as_one(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", full)
+    with pytest.raises(MemoryError, match="bytes cannot be had"):
+        ring(layout_of(1), environments=1, rows=12, n_step=1)
 
 
 def test_frames_of_several_channels_are_stacked_as_they_were_seen():

@@ -303,12 +303,18 @@ def _pages(size: int) -> Tensor:
 
     Most of what a first write costs is that the system makes the page: huge ones make it several times
     cheaper, and rows drawn at random miss the translation cache less often.
+
+    Raises:
+        MemoryError: there is no room for so many.
     """
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
-    memory = mmap.mmap(-1, size, **private)
+    try:
+        memory = mmap.mmap(-1, max(1, size), **private)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"{size} bytes cannot be had: {error}") from error
     with suppress(AttributeError, OSError):  # Linux alone knows this wish, and not each of its kernels
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:size]
 
 
 def _read(column: Tensor, rows: Sequence[slice]) -> Tensor:
