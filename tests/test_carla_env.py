@@ -373,10 +373,22 @@ def test_the_state_vector_by_hand():
     route = assemble([lane(0, 0, EAST, 100)], offset=0)
     assert route is not None
     numbers = state(moment(x=10.0, y=1.0, lateral=1.0, light="red", light_distance=10.0, gap=20.0), route, 20)
-    np.testing.assert_allclose(numbers[:13], [0.8, 0.8, 0, 0.3, 0, 0.5, 0, 0, 1, 0.25, 0.5, 0, 1])
-    np.testing.assert_allclose(numbers[13:23:2], np.array([3, 6, 10, 16, 25]) / 25)
-    np.testing.assert_allclose(numbers[14:23:2], [-0.04] * 5, atol=1e-6)  # the route lies to the left
-    assert numbers[23:].tolist() == [1, 0, 0, 0]
+    light = 8**2 / 2 / 9 / 3  # to 1 m before the line, of 3 m/s^2
+    ahead = 8**2 / 2 / (17 + 8**2 / 2 / 3) / 3  # to 3 m behind where the other, as fast, could stop
+    np.testing.assert_allclose(
+        numbers[:16], [0.8, 0.8, 0, 0.3, 0, 0.5, 0, 0, 1, 0.25, 0.5, 0, light, ahead, 0.8, 1], rtol=1e-6
+    )
+    np.testing.assert_allclose(numbers[16:26:2], np.array([3, 6, 10, 16, 25]) / 25)
+    np.testing.assert_allclose(numbers[17:26:2], [-0.04] * 5, atol=1e-6)  # the route lies to the left
+    assert numbers[26:].tolist() == [1, 0, 0, 0]
+
+
+def test_who_stands_over_the_line_is_told_to_brake_as_hard_as_can_be():
+    route = assemble([lane(0, 0, EAST, 100)], offset=0)
+    assert route is not None
+    creeping = moment(speed=1.5, light="red", light_distance=0.0)
+    assert state(creeping, route, 20)[12] == 3
+    assert state(creeping._replace(light="green"), route, 20)[12] == 0
 
 
 def test_the_actions_are_the_tables_of_the_plan():

@@ -19,7 +19,7 @@ FAILURES = (
     "blocked",
 )
 SUCCESS, TIMEOUT = "success", "timeout"
-_BRAKING = 3.0  # m/s^2 with which one comfortably stops for something ahead
+BRAKING = 3.0  # m/s^2 with which one comfortably stops for something ahead
 
 
 class Moment(NamedTuple):
@@ -57,19 +57,26 @@ class Moment(NamedTuple):
         return self.reason in FAILURES
 
 
+def ways_to_stop(moment: Moment) -> tuple[float, float]:
+    """Returns the metres in which one must stop for the light and for what is ahead; inf without it.
+
+    To 1 m before a red or yellow stop line; to 3 m before what is ahead plus its own way to brake. Not
+    above 0 where it is too late.
+    """
+    light = moment.light_distance - 1.0 if moment.light in ("red", "yellow") else math.inf
+    if moment.gap == math.inf:
+        return light, math.inf
+    leader = max(0.0, moment.speed - moment.closing)
+    return light, moment.gap - 3.0 + leader**2 / (2 * BRAKING)
+
+
 def target_speed(moment: Moment) -> float:
     """Returns the speed (m/s) at which one still comfortably stops for what is ahead, at most the limit.
 
-    sqrt(2 a d), with a = 3 m/s^2 and d the way to 1 m before a red or yellow stop line, or to 3 m before what
-    is ahead plus its own way to brake; and no faster than the bends of the route allow.
+    sqrt(2 a d), with a = 3 m/s^2 and d of `ways_to_stop`; and no faster than the bends of the route allow.
     """
-    ways = [math.inf]
-    if moment.light in ("red", "yellow"):
-        ways.append(moment.light_distance - 1.0)
-    if moment.gap < math.inf:
-        leader = max(0.0, moment.speed - moment.closing)
-        ways.append(moment.gap - 3.0 + leader**2 / (2 * _BRAKING))
-    return min(moment.limit, moment.pace, math.sqrt(2 * _BRAKING * max(0.0, min(ways))))
+    way = max(0.0, min(ways_to_stop(moment)))
+    return min(moment.limit, moment.pace, math.sqrt(2 * BRAKING * way))
 
 
 def shaped(moment: Moment) -> dict[str, float]:
