@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlagents import agents, machine, runs, toml
+from rlagents import agents, building, machine, toml
 from rlagents.checkpoint import Checkpoints
 from rlagents.config import DQN, PQN, Experiment, NetworkLearner
 from rlagents.errors import UsageError
@@ -24,7 +24,7 @@ from rlagents.peers import OURS, SB3, Store
 from rlagents.replay import Proportional
 from rlagents.seeding import Streams
 from rlagents.timing import Plan, Report, Row, Thing, measure, progress, ratio
-from rlagents.training import Tracker
+from rlagents.tracker import Tracker
 from rlagents.types import Agent, Metrics, Step, each
 from rlagents_envs.config import Atari, CartPole, EnvConfig, Gridworld, Gymnasium
 from rlagents_envs.vector import Environments
@@ -70,15 +70,15 @@ def env(plan: Plan, *, everything: bool = False, act: bool = False) -> Report:
         act: also the experiment's with its agent, which acts and does not learn.
     """
     experiment = plan.experiment()
-    on = runs.choose_device(experiment.run.device)
+    on = building.choose_device(experiment.run.device)
     players = [(config, False) for config in (_BACKENDS if everything else (experiment.env,))]
     if act:
         players.append((experiment.env, True))
     things: list[Thing] = []
     with ExitStack() as stack:
         for config, acts in players:
-            envs = stack.enter_context(closing(runs.environments(config)))
-            agent = runs.agent(experiment, envs, on) if acts else None
+            envs = stack.enter_context(closing(building.environments(config)))
+            agent = building.agent(experiment, envs, on) if acts else None
             name = f"{_task(config)}, {'agent acts' if acts else 'random'}"
             things.append(Thing(name, ("env steps/s",), _playing(envs, agent)))
         return _report("bench env", plan, experiment, on, measure(things, plan, on))
@@ -103,7 +103,7 @@ def update(
     if not isinstance(agent, DQN):
         raise UsageError(f"agent.kind must be dqn for bench update, got {agent.kind}")
     experiment = plan.experiment("agent.learning_starts=4000")
-    on = runs.choose_device(experiment.run.device)
+    on = building.choose_device(experiment.run.device)
     other = " ".join(against)
     names = [f"batch {batch}, {precision}" for batch, precision in product(batches, precisions)]
     things: list[Thing] = []
@@ -131,12 +131,12 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
             "agent.kind must be dqn or q_learning for bench replay, got pqn, which has no replay"
         )
     random = toml.load(experiment, (*_RANDOM, _NEVER))
-    on, count = runs.choose_device(experiment.run.device), experiment.env.count
-    with closing(runs.environments(experiment.env)) as envs:
-        ring = runs.agent(experiment, envs, on).replay
+    on, count = building.choose_device(experiment.run.device), experiment.env.count
+    with closing(building.environments(experiment.env)) as envs:
+        ring = building.agent(experiment, envs, on).replay
         if ring is None:
             raise UsageError("agent.learn_from must be replay for bench replay, got online")
-        ticks = _loop(random, envs, runs.agent(random, envs, on))
+        ticks = _loop(random, envs, building.agent(random, envs, on))
         steps = [step for step, _ in islice(ticks, _RECORDED)]
         stores = {OURS: Store(ring.add, [(step, step.reward) for step in steps], ring.sample, ring.nbytes)}
         if SB3.installed:
@@ -173,7 +173,7 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
 def train(plan: Plan, *, precisions: Sequence[str]) -> Report:
     """Times the loop that trains, without evaluations and checkpoints, once it learns."""
     experiment = lasting(plan)
-    on = runs.choose_device(experiment.run.device)
+    on = building.choose_device(experiment.run.device)
     variants = {experiment.agent.kind: experiment}
     config = experiment.agent
     if isinstance(config, NetworkLearner):
@@ -184,8 +184,8 @@ def train(plan: Plan, *, precisions: Sequence[str]) -> Report:
     with ExitStack() as stack:
         things: list[Thing] = []
         for name, variant in variants.items():
-            envs = stack.enter_context(closing(runs.environments(variant.env)))
-            agent = runs.agent(variant, envs, on)
+            envs = stack.enter_context(closing(building.environments(variant.env)))
+            agent = building.agent(variant, envs, on)
             things.append(Thing(name, ("env steps/s", "updates/s"), _training(variant, envs, agent)))
             if agent.replay is not None:
                 sizes.append(Row(name, "MB of full replay", (agent.replay.nbytes / 1e6,)))
@@ -205,10 +205,10 @@ def checkpoint(plan: Plan, *, timesteps: int, folder: Path) -> Report:
         folder: where there is room for the replay; what is written there is removed.
     """
     experiment = lasting(plan)
-    on, count = runs.choose_device(experiment.run.device), experiment.env.count
-    with TemporaryDirectory(dir=folder) as place, closing(runs.environments(experiment.env)) as envs:
-        runs.require_memory(experiment, envs, on)
-        agent = runs.agent(experiment, envs, on)
+    on, count = building.choose_device(experiment.run.device), experiment.env.count
+    with TemporaryDirectory(dir=folder) as place, closing(building.environments(experiment.env)) as envs:
+        building.require_memory(experiment, envs, on)
+        agent = building.agent(experiment, envs, on)
         if (ring := agent.replay) is None:
             raise UsageError("agent must learn from a replay for bench checkpoint")
         steps = [(step, step.reward) for step, _ in islice(_loop(experiment, envs, agent), _RECORDED)]
@@ -244,7 +244,7 @@ def checkpoint(plan: Plan, *, timesteps: int, folder: Path) -> Report:
             rows.append(Row(told, unit, samples))
         size = ring.nbytes
         del ring, agent, training  # a resume has one replay in memory
-        again = runs.agent(experiment, envs, on)
+        again = building.agent(experiment, envs, on)
         assert again.replay is not None
         resident = machine.resident(on)
         machine.forget_peak()
@@ -327,8 +327,8 @@ def _updating(experiment: Experiment, on: torch.device) -> Iterator[tuple[int]]:
     """Fills the replay, then updates for ever; yields the updates of each call."""
     config = experiment.agent
     assert isinstance(config, DQN)  # `update` saw to it
-    with closing(runs.environments(experiment.env)) as envs:
-        agent = runs.agent(experiment, envs, on)
+    with closing(building.environments(experiment.env)) as envs:
+        agent = building.agent(experiment, envs, on)
         for _ in _loop(experiment, envs, agent):
             if agent.replay and agent.env_steps >= config.learning_starts:
                 break

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlagents import disk, runs, toml
+from rlagents import building, disk, runs, toml
 from rlagents.config import Experiment
 from rlagents.errors import RunError, UsageError
 from rlagents.machine import describe, line, versions
@@ -411,7 +411,8 @@ def _changed(experiment: Experiment, settings: Sequence[str]) -> Experiment:
     changed = toml.load(experiment, settings)
     with ExitStack() as stack:
         before, after = (
-            stack.enter_context(closing(runs.environments(one.env, count=1))) for one in (experiment, changed)
+            stack.enter_context(closing(building.environments(one.env, count=1)))
+            for one in (experiment, changed)
         )
         if (before.layout, before.actions) != (after.layout, after.actions):
             raise UsageError(
@@ -447,7 +448,7 @@ def recorded(
     env = experiment.env.for_evaluation()
     with ExitStack() as stack:
         count = min(episodes, env.parallel)
-        envs = runs.environments(env, count=count, pictures=video is not None, resting=True)
+        envs = building.environments(env, count=count, pictures=video is not None, resting=True)
         stack.enter_context(closing(envs))
         watch = video and stack.enter_context(
             Video(video, _painter(experiment, envs), frames_per_second(experiment.env))
@@ -463,7 +464,7 @@ def _shown(agent: Player, experiment: Experiment, episodes: int, seed: int, epsi
     """Plays one episode after the other in a window."""
     with ExitStack() as stack:
         env = experiment.env.for_evaluation()
-        envs = stack.enter_context(closing(runs.environments(env, count=1, pictures=True)))
+        envs = stack.enter_context(closing(building.environments(env, count=1, pictures=True)))
         watch = stack.enter_context(Window(_painter(experiment, envs), frames_per_second(experiment.env)))
         return play(agent, envs, episodes=episodes, seed=seed, epsilon=epsilon, watch=watch, watched=episodes)
 

@@ -1,20 +1,14 @@
 """Training: builds what an experiment describes, lets it run, keeps count, evaluates and saves."""
 
-import signal
-import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, Self
+from typing import Literal
 
 import numpy as np
-import torch
 
-from rlagents import runs, tables
+from rlagents import building, runs, tables
 from rlagents.agents import AnyAgent
 from rlagents.checkpoint import Checkpoints, made_with, write_tensors
 from rlagents.config import Experiment
@@ -25,71 +19,12 @@ from rlagents.report import Console, JsonLines, Report, Several, TensorBoard, Wa
 from rlagents.report.wandb import require
 from rlagents.schedules import Every
 from rlagents.seeding import Streams
-from rlagents.types import Metrics, State, Step
+from rlagents.signals import Signals
+from rlagents.tracker import Clock, Tracker
 from rlagents_envs.vector import Environments
 
 Mode = Literal["off", "offline", "online"]
-_RECENT = 20  # episodes that a training return is the mean of
 _REFRESH = 0.5  # seconds between renewals of the live line
-
-
-class Tracker:
-    """Counts env steps and finished episodes, from the rewards as the environment paid them."""
-
-    def __init__(self, environments: int) -> None:
-        self.env_steps = self.episodes = 0
-        self.best: float | None = None  # mean return of the best evaluation
-        self.learned: Metrics = {}  # what the newest learner steps said
-        self.unevaluated = False  # whether an evaluation at these env steps is still to come
-        self._return = np.zeros(environments)
-        self._length = np.zeros(environments, np.int64)
-        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
-
-    def update(self, step: Step) -> None:
-        """Takes note of one step of N environments."""
-        first, final = step.first.numpy(), step.final.numpy()
-        self._return[first], self._length[first] = 0, 0
-        self._return += step.reward.numpy()
-        self._length += ~final
-        self.env_steps += int(np.count_nonzero(~final))
-        # Where a simulator died there was no end; two rows are final then, the second of them first, too.
-        over = final & ~first if step.lost is None else final & ~first & ~step.lost.numpy()
-        for lane in np.flatnonzero(over):
-            self.episodes += 1
-            self._recent.append((float(self._return[lane]), int(self._length[lane])))
-
-    def metrics(self) -> dict[str, float]:
-        """Returns what is known about the newest episodes."""
-        if not self._recent:
-            return {}
-        returns, lengths = np.array(self._recent).T
-        return {
-            "train/return": float(returns.mean()),
-            "train/episode_length": float(lengths.mean()),
-            "train/episodes": float(self.episodes),
-        }
-
-    def state_dict(self) -> State:
-        """Returns counters and unfinished episodes."""
-        return {
-            "env_steps": self.env_steps,
-            "episodes": self.episodes,
-            "best": self.best,
-            "learned": {name: float(value) for name, value in self.learned.items()},  # in their order
-            "unevaluated": self.unevaluated,
-            "return": self._return.tolist(),
-            "length": self._length.tolist(),
-            "recent": [list(pair) for pair in self._recent],
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """Restores what `state_dict` returned."""
-        self.env_steps, self.episodes, self.best = state["env_steps"], state["episodes"], state["best"]
-        self._return, self._length = np.array(state["return"]), np.array(state["length"])
-        self._recent.extend((value, length) for value, length in state["recent"])
-        learned = state.get("learned", {})  # schema 1 has neither
-        self.learned = {name: torch.tensor(value, dtype=torch.float64) for name, value in learned.items()}
-        self.unevaluated = state.get("unevaluated", False)
 
 
 def train(
@@ -108,12 +43,12 @@ def train(
         RunError: the replay does not fit into memory, or the training failed on its way.
         KeyboardInterrupt: Ctrl-C; the run was saved before.
     """
-    on = runs.choose_device(experiment.run.device)
+    on = building.choose_device(experiment.run.device)
     if wandb != "off":
         require()
-    with closing(runs.environments(experiment.env)) as envs:
-        runs.require_memory(experiment, envs, on)
-        agent = runs.agent(experiment, envs, on)  # before a folder is made for what cannot run
+    with closing(building.environments(experiment.env)) as envs:
+        building.require_memory(experiment, envs, on)
+        agent = building.agent(experiment, envs, on)  # before a folder is made for what cannot run
         run = out or runs.place(experiment)
         runs.create(experiment, run)
         with runs.locked(run):
@@ -134,10 +69,10 @@ def resume(run: Path, *, wandb: Mode = "off", quiet: bool = False, trust: bool =
         KeyboardInterrupt: Ctrl-C; the run was saved before.
     """
     experiment = runs.trusted(run, trust=trust)
-    with runs.locked(run), closing(runs.environments(experiment.env)) as envs:
-        on = runs.choose_device(experiment.run.device)
-        runs.require_memory(experiment, envs, on)
-        agent = runs.agent(experiment, envs, on)
+    with runs.locked(run), closing(building.environments(experiment.env)) as envs:
+        on = building.choose_device(experiment.run.device)
+        building.require_memory(experiment, envs, on)
+        agent = building.agent(experiment, envs, on)
         training = _Training(experiment, run, agent, envs.actions, wandb, quiet)
         training.restore(replayable=envs.replayable)
         return training.go(envs)
@@ -174,7 +109,7 @@ class _Training:
         )
         self.resumed: int | None = None
         self._start = time.perf_counter()
-        self._signals = _Signals()
+        self._signals = Signals()
         self._notes: list[str] = []  # to be printed once the screen is there
         self._unsaved = False  # whether a checkpoint could not be written
 
@@ -228,7 +163,7 @@ class _Training:
                 self._save()
             if tracker.unevaluated:  # a Ctrl-C came in between
                 self._finish(save=True)
-            clock = _Clock(tracker.env_steps, self.agent.learner_steps)
+            clock = Clock(tracker.env_steps, self.agent.learner_steps)
             refresh = time.monotonic() + _REFRESH
             steps = interact(envs, self.agent, self.trail, reset_every=settings.reset_every)
             signals.at_once = True  # playing the trail again takes long, and loses nothing
@@ -415,53 +350,3 @@ class _Training:
             f"no checkpoint at {self.tracker.env_steps:,} env steps: {error}; the one before it stays",
             always=True,
         )
-
-
-class _Clock:
-    """Env steps and learner steps per second since the last time it was asked."""
-
-    def __init__(self, env_steps: int, learner_steps: int) -> None:
-        self.restart(env_steps, learner_steps)
-
-    def restart(self, env_steps: int, learner_steps: int) -> None:
-        """Leaves out the time since it was asked, such as that of an evaluation."""
-        self._last = (time.perf_counter(), env_steps, learner_steps)
-
-    def speeds(self, env_steps: int, learner_steps: int) -> dict[str, float]:
-        """Returns both rates."""
-        now = time.perf_counter()
-        then, env_before, learner_before = self._last
-        self.restart(env_steps, learner_steps)
-        seconds = max(now - then, 1e-9)
-        return {
-            "speed/env_steps_per_second": (env_steps - env_before) / seconds,
-            "speed/learner_steps_per_second": (learner_steps - learner_before) / seconds,
-        }
-
-
-class _Signals:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one interrupts at once.
-
-    Attributes:
-        caught: whether one came.
-        at_once: whether the first one shall interrupt too, because nothing would be lost.
-    """
-
-    def __init__(self) -> None:
-        self.caught = self.at_once = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # only that one may handle signals
-            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        again, self.caught = self.caught, True
-        if again or self.at_once:
-            raise KeyboardInterrupt
-        sys.stderr.write("\nstopping: finishing this step and saving; once more to stop at once\n")

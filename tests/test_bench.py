@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import rlagents
-from rlagents import cli, experiments, runs
+from rlagents import building, cli, experiments
 from rlagents.errors import UsageError
 from rlagents.peers import TIANSHOU, sb3, tianshou
 from rlagents.timing import Plan, Row, Thing, measure, ratio
@@ -151,8 +151,8 @@ def test_update_against_another_learner() -> None:
 
 def test_what_is_timed_against_another_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    make = runs.agent
-    monkeypatch.setattr(runs, "agent", lambda *known: made.append(make(*known)) or made[-1])
+    make = building.agent
+    monkeypatch.setattr(building, "agent", lambda *known: made.append(make(*known)) or made[-1])
     small = ("--batch", "4", "--precision", "float32", "--seconds", "0.01", "--repeat", "1")
     uniform = "agent.replay.sampling.kind=uniform"
     bench("update", "cartpole-per", "agent.learning_starts=100", *small, "--against", uniform)
@@ -310,8 +310,8 @@ def test_peers_need_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stable_baselines3_has_the_same_network_and_numbers() -> None:
     experiment = experiments.load("pong-dqn-nature", ["agent.replay.capacity=500", "env.sticky=0.25"])
     model = sb3.build(experiment)
-    envs = runs.environments(experiment.env)
-    agent = runs.agent(experiment, envs, CPU)
+    envs = building.environments(experiment.env)
+    agent = building.agent(experiment, envs, CPU)
     shapes = sorted(tuple(p.shape) for p in agent.online.parameters())
     assert sorted(tuple(p.shape) for p in model.q_net.parameters()) == shapes
     assert model.env is not None
@@ -372,8 +372,8 @@ def test_tianshou_has_the_same_network_and_numbers() -> None:
     settings = ["agent.replay.capacity=500", "env.sticky=0.25", "agent.learn_every=8"]
     experiment = experiments.load("pong-dqn-nature", settings)
     training = tianshou.Training(experiment)
-    envs = runs.environments(experiment.env)
-    agent = runs.agent(experiment, envs, CPU)
+    envs = building.environments(experiment.env)
+    agent = building.agent(experiment, envs, CPU)
     shapes = sorted(tuple(p.shape) for p in agent.online.parameters())
     assert sorted(tuple(p.shape) for p in training.policy.model.parameters()) == shapes
     envs.close()

@@ -766,6 +766,41 @@ def test_traffic_that_lost_its_server_costs_the_process_and_the_episodes_under_w
     envs.close()
 
 
+STUCK = """
+import socket, time
+import msgpack, numpy as np
+from rlagents_envs.carla import actors
+from rlagents_envs.carla.env import CarlaEnv
+
+find, ports = actors.free_port, []
+actors.free_port = lambda: ports.append(find()) or ports[-1]
+actors._STUCK = 0.5
+env = CarlaEnv(towns=("grid-1",), observations=("state",), vehicles=2)
+env.reset(seed=1)
+line = socket.create_connection(("127.0.0.1", ports[-1]))
+for number in range(1000):
+    # A second tick of the manager takes the one notice of the step that the tick beside it waits for.
+    line.sendall(msgpack.packb([0, number, "synchronous_tick", []]))
+    began = time.monotonic()
+    assert env.step(np.int64(13))[4] == {}
+    if time.monotonic() - began > 0.5:
+        break
+else:
+    raise SystemExit("no tick was ever stuck")
+line.close()
+for _ in range(20):
+    assert env.step(np.int64(13))[4] == {}
+env.close()
+print("awake")
+"""
+
+
+@pytest.mark.carla
+def test_a_tick_and_a_traffic_manager_that_wait_for_each_other_are_woken(carla_package):
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["awake"], done.stderr
+
+
 @pytest.mark.carla
 def test_what_fails_at_the_very_first_time_is_not_tried_again(carla_package):
     envs = rlagents_envs.make(Carla(count=1, towns=("no-such-town",), observations=("state",)))

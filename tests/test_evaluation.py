@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 import rlagents_envs
-from rlagents import cli, runs, toml
+from rlagents import building, cli, runs, toml
 from rlagents.checkpoint import Checkpoints
 from rlagents.config import Experiment
 from rlagents.errors import RunError, UsageError
@@ -188,7 +188,7 @@ def test_watcher_may_stop_the_evaluation():
 
 def test_real_agent_is_left_as_it_was():
     envs = rlagents_envs.make(CartPole(count=3))
-    agent = runs.agent(toml.load(CARTPOLE), envs, torch.device("cpu"))
+    agent = building.agent(toml.load(CARTPOLE), envs, torch.device("cpu"))
     before = copy.deepcopy(agent.state_dict())
     state = torch.get_rng_state()
     one = play(agent, envs, episodes=7, seed=11, epsilon=0.3)
@@ -225,8 +225,8 @@ def saved(experiment: dict[str, Any], folder: Path, step: int = 500) -> Path:
     """Returns a run directory with one checkpoint of an agent that has learned nothing."""
     loaded = toml.load(experiment)
     runs.create(loaded, folder)
-    envs = runs.environments(loaded.env, count=1)
-    agent = runs.agent(loaded, envs, torch.device("cpu"))
+    envs = building.environments(loaded.env, count=1)
+    agent = building.agent(loaded, envs, torch.device("cpu"))
     envs.close()
     Checkpoints(folder).save(step, None, agent=agent)
     return folder
@@ -273,7 +273,7 @@ def test_video_shows_the_game_pixel_by_pixel_and_atari_also_plays_sticky(tmp_pat
     assert frames.shape == (result.lengths[0] + 15, 420, 320 + 380, 3)
 
     # The same game played once more, without the agent's video: its first picture is the video's first.
-    envs = runs.environments(toml.load(PONG).env, count=3, pictures=True)
+    envs = building.environments(toml.load(PONG).env, count=3, pictures=True)
     envs.reset(7)
     picture = envs.picture().repeat(2, 0).repeat(2, 1).astype(int)
     envs.close()
@@ -432,8 +432,8 @@ def test_play_needs_an_episode():
 
 def test_training_records_an_agent_in_fresh_environments(tmp_path: Path):
     experiment = toml.load({**CARTPOLE, "env": {"kind": "cartpole", "time_limit": 10, "count": 5}})
-    envs = runs.environments(experiment.env)
-    agent = runs.agent(experiment, envs, torch.device("cpu"))
+    envs = building.environments(experiment.env)
+    agent = building.agent(experiment, envs, torch.device("cpu"))
     envs.close()
     seed = evaluation_seed(experiment)
     plain = recorded(agent, experiment, episodes=4, seed=seed)
@@ -451,8 +451,8 @@ def test_what_environments_report_is_tabulated_beside_their_drivers_and_lost_epi
 ):
     table = {"kind": "gymnasium", "id": "example_envs:Surveyed", "count": 2}
     config = Experiment.model_validate({"run": {"name": "surveyed", "env_steps": 10}, "env": table})
-    with closing(runs.environments(config.env)) as envs:
-        agent = runs.agent(config, envs, torch.device("cpu"))
+    with closing(building.environments(config.env)) as envs:
+        agent = building.agent(config, envs, torch.device("cpu"))
     result = recorded(agent, config, episodes=4, seed=0, baselines=True)
     assert result.lengths == (5, 5, 5, 5)
     assert result.summary["steps"] == 5
@@ -461,7 +461,7 @@ def test_what_environments_report_is_tabulated_beside_their_drivers_and_lost_epi
     assert result.baselines["down"]["sign"] == -1
     assert result.metrics()["evaluate/steps"] == 5
     assert json.loads(json.dumps(result.as_dict()))["baselines"]["up"]["sign"] == 1
-    with closing(runs.environments(config.env, count=1)) as envs:
+    with closing(building.environments(config.env, count=1)) as envs:
         alone = play(Scripted(envs, "up"), envs, episodes=3, seed=0)
     assert alone.lengths == (5, 5, 5)
     assert alone.summary["episode"] == pytest.approx((1 + 3 + 4) / 3)

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 import rlagents
-from rlagents import runs, training
+from rlagents import building, runs
 from rlagents.agents.guard import Guard
 from rlagents.checkpoint import Checkpoints
 from rlagents.errors import RunError
+from rlagents.tracker import Tracker
+from rlagents.types import Step
 
 CARTPOLE = {
     "run": {"env_steps": 1500, "evaluate_every": 0, "evaluate_episodes": 4, "checkpoint_every": 20},
@@ -97,8 +99,8 @@ def crashing(name, **env):
 
 
 def test_a_killed_worker_is_named_and_started_again_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
-    update, ticks = training.Tracker.update, []
-    make = runs.environments
+    update, ticks = Tracker.update, []
+    make = building.environments
 
     def kept(*arguments, **options):
         envs = make(*arguments, **options)
@@ -111,11 +113,11 @@ def test_a_killed_worker_is_named_and_started_again_where_that_is_asked_for(tmp_
         if len(ticks) == 15:
             os.kill(ticks[0]._vector.processes[1].pid, signal.SIGKILL)
 
-    monkeypatch.setattr(runs, "environments", kept)
-    monkeypatch.setattr(training.Tracker, "update", kill)
+    monkeypatch.setattr(building, "environments", kept)
+    monkeypatch.setattr(Tracker, "update", kill)
     run = rlagents.train(crashing("Counter", backend="async"), out=tmp_path / "run", quiet=True)
     steps = ticks[1:]
-    (lost,) = [step for step in steps[:-1] if isinstance(step, training.Step) and step.lost is not None]
+    (lost,) = [step for step in steps[:-1] if isinstance(step, Step) and step.lost is not None]
     assert lost.lost.any()
     assert lost.final.all()
     (told,) = [line for line in capsys.readouterr().out.splitlines() if "ended" in line]
@@ -130,7 +132,7 @@ def test_a_run_with_crashes_resumes_as_if_it_had_not_been_stopped(tmp_path):
     table = crashing("Late")
     whole = rlagents.train(table, out=tmp_path / "whole", quiet=True)
     for tick in (13, 14):
-        run, update, losses = tmp_path / str(tick), training.Tracker.update, []
+        run, update, losses = tmp_path / str(tick), Tracker.update, []
 
         def signalled(self, step, tick=tick, update=update, losses=losses):
             update(self, step)
@@ -139,7 +141,7 @@ def test_a_run_with_crashes_resumes_as_if_it_had_not_been_stopped(tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training.Tracker, "update", signalled)
+            patch.setattr(Tracker, "update", signalled)
             with pytest.raises(KeyboardInterrupt):
                 rlagents.train(table, out=run, quiet=True)
         assert losses[-1] == (tick == 13)

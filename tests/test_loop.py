@@ -9,7 +9,7 @@ import torch
 from playing import make
 from rlagents.loop import Trail, interact
 from rlagents.seeding import Streams
-from rlagents.training import Tracker
+from rlagents.tracker import Tracker
 from rlagents.types import Step
 
 CPU = torch.device("cpu")

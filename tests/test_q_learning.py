@@ -9,7 +9,7 @@ import torch
 
 from learning import build, train
 from playing import make
-from rlagents import evaluation, experiments, planning, runs
+from rlagents import building, evaluation, experiments, planning
 from rlagents.agents.exploration import epsilon_greedy, probabilities
 from rlagents.loop import Trail, interact
 from rlagents.seeding import Streams
@@ -241,8 +241,8 @@ def test_a_table_with_masks_never_takes_an_illegal_action(target_policy, env_ste
 def walk(name, *settings):
     """Trains a shipped experiment on the cliff; returns the cells of its greedy walk from the start."""
     experiment = experiments.load(name, settings)
-    envs = runs.environments(experiment.env)
-    agent = train(envs, runs.agent(experiment, envs, torch.device("cpu")), experiment.run.env_steps)
+    envs = building.environments(experiment.env)
+    agent = train(envs, building.agent(experiment, envs, torch.device("cpu")), experiment.run.env_steps)
     model, greedy = envs.model, agent.q.numpy().argmax(1)
     cells = [36]
     while cells[-1] != 47 and len(cells) < 50:
@@ -269,7 +269,7 @@ def test_the_taxi_learns_faster_with_masks_of_its_legal_actions():
     scores = {}
     for name in ("taxi-q-learning", "taxi-q-learning-unmasked"):
         experiment = experiments.load(name, ["env.count=16"])
-        envs = runs.environments(experiment.env)
-        agent = train(envs, runs.agent(experiment, envs, torch.device("cpu")), 40_000)
+        envs = building.environments(experiment.env)
+        agent = train(envs, building.agent(experiment, envs, torch.device("cpu")), 40_000)
         scores[name] = evaluation.recorded(agent, experiment, episodes=100, seed=5).mean
     assert scores["taxi-q-learning"] > scores["taxi-q-learning-unmasked"] + 20

@@ -20,6 +20,7 @@ from rlagents import machine, runs, training
 from rlagents.checkpoint import Checkpoints
 from rlagents.errors import RunError
 from rlagents.report import jsonl
+from rlagents.tracker import Tracker
 from rlagents_envs.cartpole import CartPoleEnvironments
 
 CARTPOLE = {
@@ -160,7 +161,7 @@ def test_an_evaluation_that_ctrl_c_cut_off_is_made_after_the_resume(whole, numbe
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_so(whole, number, tmp_path, monkeypatch, capsys):
-    update, ticks = training.Tracker.update, []
+    update, ticks = Tracker.update, []
 
     def signalled(self, step):
         update(self, step)
@@ -168,7 +169,7 @@ def test_a_signal_saves_and_says_so(whole, number, tmp_path, monkeypatch, capsys
         if len(ticks) == 57:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(training.Tracker, "update", signalled)
+    monkeypatch.setattr(Tracker, "update", signalled)
     with pytest.raises(KeyboardInterrupt):
         rlagents.train(GRID, out=tmp_path / "run", quiet=True)
     assert "stopping: finishing this step and saving" in capsys.readouterr().err

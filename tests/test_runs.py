@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 import rlagents
-from rlagents import cli, experiments, machine, runs, toml
+from rlagents import building, cli, experiments, machine, runs, toml
 from rlagents.agents.rollout import Rollout
 from rlagents.errors import RunError, UsageError
 
@@ -216,13 +216,13 @@ def test_a_rollout_that_just_fits_is_taken(count, spare, monkeypatch):
     settings = [f"env.count={count}", "agent.rollout=5", "agent.minibatches=1"]
     experiment = toml.load(experiments.find("cartpole-pqn"), settings)
     cpu = torch.device("cpu")
-    with closing(runs.environments(experiment.env)) as envs:
+    with closing(building.environments(experiment.env)) as envs:
         rollout = Rollout(envs.layout, count, 5, cpu)
         rollout.rows = 6
         size = sum(column.nbytes for column in rollout.state_dict().values())
         monkeypatch.setattr(machine, "available", lambda on: size + spare)
         if spare:
             with pytest.raises(UsageError, match=r"got 5: .*; at most 4 fit"):
-                runs.require_memory(experiment, envs, cpu)
+                building.require_memory(experiment, envs, cpu)
         else:
-            runs.require_memory(experiment, envs, cpu)
+            building.require_memory(experiment, envs, cpu)

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rlagents import machine, runs
+from rlagents import building, machine
 from rlagents.bench import lasting
 from rlagents.errors import RunError, UsageError
 from rlagents.peers import OURS, SB3, TIANSHOU, Peer, sb3, tianshou
@@ -48,7 +48,7 @@ def compare(plan: Plan, *, precisions: Sequence[str], score: float | None = None
     except UsageError as error:  # it takes less than SB3 does
         notes = {"without": f"without {TIANSHOU.name}: {'; '.join(str(error).splitlines())}"}
     sides: dict[str, str | Peer] = {f"{OURS} {precision}": precision for precision in precisions} | peers
-    known = machine.describe(runs.choose_device(experiment.run.device))
+    known = machine.describe(building.choose_device(experiment.run.device))
     pieces: dict[str, list[dict[str, float]]] = {side: [] for side in sides}  # what each took, by unit
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -175,7 +175,7 @@ def command(
     ) -> None:
         if os.environ.get("GOMP_SPINCOUNT") == rlagents.SPIN_COUNT:
             del os.environ["GOMP_SPINCOUNT"]  # before torch comes: threads wait as they do for its users
-        from rlagents import machine, runs
+        from rlagents import building, machine
         from rlagents.bench import lasting
         from rlagents.timing import Plan, Report
 
@@ -188,7 +188,7 @@ def command(
             rows, notes = measure(toml.load(loaded, [f"run.env_steps={_ENDLESS}"]), plan)
         except UsageError as error:
             raise click.UsageError(str(error)) from error
-        on, versions = runs.choose_device(loaded.run.device), machine.versions(peer.package)
+        on, versions = building.choose_device(loaded.run.device), machine.versions(peer.package)
         report = Report(
             peer.module.removeprefix("rlagents."), plan, loaded, machine.describe(on), versions, rows, notes
         )

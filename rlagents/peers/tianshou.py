@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, cast
 
 import click
 
-from rlagents import runs
+from rlagents import building
 from rlagents.config import DQN, EpsilonGreedy, Experiment, FixedTarget
 from rlagents.peers import TIANSHOU, plain
 from rlagents.schedules import Linear
@@ -112,7 +112,7 @@ class Training:
         explore = cast("EpsilonGreedy", agent.exploration)  # nothing else passes
         self.policy = DiscreteQLearningPolicy(
             model=_network(agent, pixels, like.observation_space.shape or (), int(actions.n)).to(
-                runs.choose_device(run.device)
+                building.choose_device(run.device)
             ),
             action_space=actions,
             observation_space=like.observation_space,

@@ -8,9 +8,10 @@ another call to the server.
 import contextlib
 import math
 import queue
+import socket
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ _MOUNT = (1.5, 0.0, 2.4)  # of camera and lidar, metres ahead, right and up
 _SETTLE = 4  # ticks after a teleport
 _CONNECT = 0.1  # seconds in which a sensor that measures only events connects
 _HARMLESS = ("static.road", "static.ground", "static.terrain", "static.roadlines")
-_STUCK = 10.0  # seconds of one tick
+_STUCK = 3.0  # seconds of one tick
 _CLEAR = 20.0  # metres around the start without other cars
 _stranded: list[Any] = []  # Traffic Managers of this process whose server is gone
 
@@ -291,17 +292,18 @@ class Actors:
 
     # Traffic
 
-    def _wake(self, manager: Any) -> None:
-        """Wakes the Traffic Manager where it and a tick wait for each other.
+    def _wake(self, port: int) -> None:
+        """Wakes the Traffic Manager that listens at a port where it and a tick wait for each other.
 
-        The library tells the manager's thread to make its step without the lock under which that thread goes
-        to sleep. Told in between, it sleeps for ever and so does the tick, whatever its time limit. Leaving
-        synchronous mode for a moment tells it again.
+        The library tells the manager's thread to make its step, and that thread tells the tick that it was
+        made, without the lock under which the other one goes to sleep. Told in between, both sleep for ever,
+        whatever the tick's time limit. Where it is the server that keeps a tick waiting, nothing is done:
+        told to make a step then, the manager would end the process.
         """
         while not self._closed.wait(1):
-            if time.monotonic() - self._link.ticking > _STUCK:
-                manager.set_synchronous_mode(False)
-                manager.set_synchronous_mode(True)
+            if time.monotonic() - self._link.ticking > _STUCK and self._link.answers():
+                with contextlib.suppress(OSError):  # it may have ended meanwhile
+                    wake(port)
 
     def _dismiss(self, manager: Any) -> None:
         """Ends the Traffic Manager, unless its server is gone.
@@ -320,9 +322,10 @@ class Actors:
         if not config.vehicles:
             return
         if self._manager is None:
-            self._manager = link.client.get_trafficmanager(free_port())
+            port = free_port()
+            self._manager = link.client.get_trafficmanager(port)
             self._manager.set_synchronous_mode(True)
-            threading.Thread(target=self._wake, args=(self._manager,), daemon=True).start()
+            threading.Thread(target=self._wake, args=(port,), daemon=True).start()
             self._manager.set_random_device_seed(self._seed)
             self._manager.set_global_distance_to_leading_vehicle(2.5)
         snapshot = link.world.get_snapshot()
@@ -457,6 +460,20 @@ class Actors:
         self._sensors.clear()
         self._walkers, self._crossings, self._walking = [], [], {}
         self.ego = self._manager = None
+
+
+def wake(port: int) -> None:
+    """Has the Traffic Manager at a port leave synchronous mode and enter it again, by which it makes a step.
+
+    Its methods in Python need a lock that a tick holds while it waits for it; its own server does not.
+    """
+    import msgpack
+
+    with socket.create_connection(("127.0.0.1", port), _STUCK) as line:
+        for number, mode in enumerate((False, True)):
+            call = [0, number, "set_synchronous_mode", [mode]]  # as rpclib writes it
+            line.sendall(cast("bytes", msgpack.packb(call)))
+            line.recv(4096)  # that it is done
 
 
 def _boxes(rows: list[tuple[float, ...]]) -> tuple[Boxes, Floats]:

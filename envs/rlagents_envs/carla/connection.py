@@ -343,9 +343,9 @@ class Connection:
         if self.server is not None and not self.server.alive:
             return False
         try:
-            self.client.set_timeout(_ANSWER)
-            self.client.get_server_version()
-            self.client.set_timeout(self.config.timeout)
+            client = self.carla.Client(self.host, self.port, 1)  # the other one may be at work in a tick
+            client.set_timeout(_ANSWER)
+            client.get_server_version()
         except RuntimeError:
             return False
         return True
