@@ -144,55 +144,12 @@ class _Training:
 
     def go(self, envs: Environments) -> Path:
         """Runs to the end of the budget."""
-        settings, tracker, signals = self.experiment.run, self.tracker, self._signals
-        budget = settings.env_steps
-        log = Every(max(1, budget // 500))
-        evaluate, save = (
-            Every(period or budget) for period in (settings.evaluate_every, settings.checkpoint_every)
-        )
         with ExitStack() as stack:
             self._open(stack)
-            stack.enter_context(signals)
+            stack.enter_context(self._signals)
             stack.callback(self._settle)  # whatever ends the run: a checkpoint begun is brought to its end
-            if self.resumed is not None:
-                done = ", the end of its budget" if self.resumed >= budget else ""
-                self.console.note(f"resumed at {self.resumed:,} env steps{done}")
-            for note in self._notes:
-                self.console.note(note, always=True)
-            if not tracker.env_steps:
-                self._save()
-            if tracker.unevaluated:  # a Ctrl-C came in between
-                self._finish(save=True)
-            clock = Clock(tracker.env_steps, self.agent.learner_steps)
-            refresh = time.monotonic() + _REFRESH
-            steps = interact(envs, self.agent, self.trail, reset_every=settings.reset_every)
-            signals.at_once = True  # playing the trail again takes long, and loses nothing
-            while tracker.env_steps < budget:
-                try:
-                    step, news = next(steps)
-                except RuntimeError as error:
-                    self._tell_crashes(envs)
-                    raise RunError(self._told(error)) from error
-                signals.at_once = False
-                before = tracker.env_steps
-                tracker.update(step)
-                after = tracker.env_steps
-                self._tell_crashes(envs)
-                tracker.learned = news or tracker.learned
-                logged = log.due(before, after)
-                if logged:
-                    self._write(after, self._values(), clock.speeds(after, self.agent.learner_steps))
-                    self._settle(wait=False)
-                elif time.monotonic() > refresh:
-                    speeds = clock.speeds(after, self.agent.learner_steps)
-                    self.console.write(after, {**self._values(), **speeds})
-                    refresh = time.monotonic() + _REFRESH
-                done = after >= budget
-                tracker.unevaluated = done or bool(evaluate.due(before, after))
-                due = done or bool(save.due(before, after)) or bool(logged and self._unsaved)
-                if tracker.unevaluated or due or signals.caught:
-                    self._finish(save=due)
-                    clock.restart(after, self.agent.learner_steps)
+            self._begin()
+            self._loop(envs)
             self._settle()
             if self._unsaved:
                 raise RunError(
@@ -202,6 +159,58 @@ class _Training:
             if table := tables.readable(self.agent, self.experiment.env):
                 self.console.note(table)
         return self.run
+
+    def _begin(self) -> None:
+        """Tells what there is to know, and makes up for what a Ctrl-C left undone."""
+        budget = self.experiment.run.env_steps
+        if self.resumed is not None:
+            done = ", the end of its budget" if self.resumed >= budget else ""
+            self.console.note(f"resumed at {self.resumed:,} env steps{done}")
+        for note in self._notes:
+            self.console.note(note, always=True)
+        if not self.tracker.env_steps:
+            self._save()
+        if self.tracker.unevaluated:
+            self._finish(save=True)
+
+    def _loop(self, envs: Environments) -> None:
+        """Takes step after step, and does what is due after each."""
+        settings, tracker, signals = self.experiment.run, self.tracker, self._signals
+        budget = settings.env_steps
+        log = Every(max(1, budget // 500))
+        evaluate, save = (
+            Every(period or budget) for period in (settings.evaluate_every, settings.checkpoint_every)
+        )
+        clock = Clock(tracker.env_steps, self.agent.learner_steps)
+        refresh = time.monotonic() + _REFRESH
+        steps = interact(envs, self.agent, self.trail, reset_every=settings.reset_every)
+        signals.at_once = True  # playing the trail again takes long, and loses nothing
+        while tracker.env_steps < budget:
+            try:
+                step, news = next(steps)
+            except RuntimeError as error:
+                self._tell_crashes(envs)
+                raise RunError(self._told(error)) from error
+            signals.at_once = False
+            before = tracker.env_steps
+            tracker.update(step)
+            after = tracker.env_steps
+            self._tell_crashes(envs)
+            tracker.learned = news or tracker.learned
+            logged = log.due(before, after)
+            if logged:
+                self._write(after, self._values(), clock.speeds(after, self.agent.learner_steps))
+                self._settle(wait=False)
+            elif time.monotonic() > refresh:
+                speeds = clock.speeds(after, self.agent.learner_steps)
+                self.console.write(after, {**self._values(), **speeds})
+                refresh = time.monotonic() + _REFRESH
+            done = after >= budget
+            tracker.unevaluated = done or bool(evaluate.due(before, after))
+            due = done or bool(save.due(before, after)) or bool(logged and self._unsaved)
+            if tracker.unevaluated or due or signals.caught:
+                self._finish(save=due)
+                clock.restart(after, self.agent.learner_steps)
 
     def _told(self, error: RuntimeError) -> str:
         """Returns when and how an environment failed; where its traceback is known, writes that to a file."""
