@@ -193,7 +193,7 @@ def test_replay_with_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_train_with_noise_in_place_of_epsilon() -> None:
     small = ("agent.learning_starts=100", "--precision", "float32", "--seconds", "0.1", "--repeat", "1")
-    assert bench("train", "cartpole-noisy", *small)["rows"]
+    assert bench("train", "cartpole-rainbow", *small)["rows"]
 
 
 def test_train_learns_as_often_as_configured() -> None:

@@ -217,7 +217,9 @@ def test_shaped():
     fast = moment(speed=10.0, forward=10.0, progress=1.0)
     assert sum(shaped(fast).values()) == pytest.approx(0.375 + 0.5)  # what is too fast earns nothing
     slower = moment(light="red", light_distance=7.0)
-    assert sum(shaped(slower).values()) == pytest.approx(0.375 + 0.375)  # 2 of 8 m/s too fast
+    assert sum(shaped(slower).values()) == pytest.approx(1 / 3 + 0.375)  # 2 m/s above 6
+    creeping = waiting._replace(speed=1.0, forward=1.0, progress=0.1)
+    assert sum(shaped(creeping).values()) == pytest.approx(0.25)  # half as good as to stand
     assert sum(shaped(moment(lateral=40.0, speed=0, progress=0)).values()) == -1  # cut
     assert shaped(moment(reason="red_light")) == {"end": -1}
     assert shaped(moment(reason="success")) == {"end": 1}

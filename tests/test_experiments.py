@@ -113,7 +113,7 @@ PRIORITIES, VALUES, EXPLORATION = "agent.replay.sampling", "agent.values", "agen
         ("cartpole-c51", "cartpole-double", {DOUBLE, VALUES}),
         ("cartpole-qrdqn", "cartpole-double", {DOUBLE, VALUES}),
         ("cartpole-iqn", "cartpole-double", {VALUES}),
-        ("cartpole-noisy", "cartpole-double", {DOUBLE, NOISY, NOISE, EXPLORATION}),
+        ("cartpole-noisy", "cartpole-double", {DOUBLE, NOISY, NOISE, f"{EXPLORATION}.end"}),
         (
             "cartpole-rainbow",
             "cartpole-double",

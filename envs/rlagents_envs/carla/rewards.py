@@ -19,6 +19,7 @@ FAILURES = (
     "blocked",
 )
 SUCCESS, TIMEOUT = "success", "timeout"
+_CREEPING = 2.0  # m/s too fast, where one must stand, that are as wrong as can be
 BRAKING = 3.0  # m/s^2 with which one comfortably stops for something ahead
 
 
@@ -82,10 +83,11 @@ def target_speed(moment: Moment) -> float:
 def shaped(moment: Moment) -> dict[str, float]:
     """Returns dense terms; their sum is cut to -1 .. 1 by a last one, and an end pays +1 or -1 alone.
 
-        0.5 (1 - |v - v*| / limit) + 0.5 min(progress, v* dt) / (limit dt) - 0.25 |lateral| / 2 m
+        0.5 (1 - |v - v*| / s) + 0.5 min(progress, v* dt) / (limit dt) - 0.25 |lateral| / 2 m
         - 0.25 |heading| - 0.02 |change of steering|
 
-    v* is `target_speed`. After Toromanoff et al. 2020 and Zhang et al. 2021 (Roach). Departures: progress is
+    v* is `target_speed`; s is the limit, or max(v*, 2 m/s) where v is above v*: to creep up to where one must
+    stand costs as much as to race. After Toromanoff et al. 2020 and Zhang et al. 2021 (Roach). Departures: progress is
     added, none of it for what is driven too fast; to stand where one could drive earns nothing for the speed.
     """
     if moment.failed:
@@ -94,7 +96,8 @@ def shaped(moment: Moment) -> dict[str, float]:
         return {"end": 1.0}
     limit = max(moment.limit, 1.0)
     wanted = target_speed(moment)
-    match = 1 - min(1.0, abs(moment.speed - wanted) / limit)
+    scale = limit if moment.speed <= wanted else max(wanted, _CREEPING)
+    match = 1 - min(1.0, abs(moment.speed - wanted) / scale)
     terms = {
         "speed": 0.5 * match,
         "progress": 0.5 * min(moment.progress / moment.seconds, wanted) / limit,
