@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -453,3 +454,21 @@ def test_metrics_must_be_numbers() -> None:
         ValueError, match=r"step: TypeError: info.'episode_metrics'. must be a dictionary of numbers"
     ):
         make(kind="gymnasium", id="example_envs:OddMetrics", count=1)
+
+
+def test_a_script_that_starts_workers_wherever_it_is_imported_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    lines = (
+        "import rlagents_envs",
+        "from rlagents_envs.config import Gymnasium",
+        'config = Gymnasium(id="Acrobot-v1", count=1, backend="async")',
+        "try:",
+        "    rlagents_envs.make(config).close()",
+        "except ValueError as error:",
+        "    print(error)",
+    )
+    script.write_text("\n".join(lines), "utf-8")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    (told,) = done.stdout.splitlines()
+    assert 'under `if __name__ == "__main__":`' in told
+    assert "bootstrapping" not in done.stderr  # what the worker met is not shown

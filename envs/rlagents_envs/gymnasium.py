@@ -101,10 +101,15 @@ class GymnasiumEnvironments(Environments):
                     context="forkserver" if "forkserver" in ways else "spawn",
                     autoreset_mode=AutoresetMode.NEXT_STEP,
                 )
+            except RuntimeError as error:
+                if "bootstrapping" in str(error):  # a worker of ours runs the script anew: see below
+                    raise SystemExit(1) from None
+                raise
             except (EOFError, OSError) as error:  # a worker's traceback is on the screen already
                 raise ValueError(
-                    f"env.id must be found by a new process too, got {self._id!r}; "
-                    "write it as module:id, with the module in a folder of its own"
+                    f"the worker processes of {self._id} must import what they need, and one ended: "
+                    'a script must train under `if __name__ == "__main__":`, and env.id of your own must be '
+                    "module:id, with the module in a folder of its own; or set env.backend = sync"
                 ) from error
 
     def reset(self, seed: int) -> tuple[Obs, Bools | None]:

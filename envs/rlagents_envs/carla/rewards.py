@@ -87,8 +87,9 @@ def shaped(moment: Moment) -> dict[str, float]:
         - 0.25 |heading| - 0.02 |change of steering|
 
     v* is `target_speed`; s is the limit, or max(v*, 2 m/s) where v is above v*: to creep up to where one must
-    stand costs as much as to race. After Toromanoff et al. 2020 and Zhang et al. 2021 (Roach). Departures: progress is
-    added, none of it for what is driven too fast; to stand where one could drive earns nothing for the speed.
+    stand costs as much as to race. After Toromanoff et al. 2020 and Zhang et al. 2021 (Roach). Departures:
+    progress is added, none of it for what is driven too fast; to stand where one could drive earns nothing
+    for the speed.
     """
     if moment.failed:
         return {"end": -1.0}
