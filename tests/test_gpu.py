@@ -7,6 +7,7 @@ import torch
 import rlagents
 from learning import build
 from rlagents import runs
+from rlagents.agents.graph import Captured
 from rlagents.replay import Proportional, Ring, Uniform
 from rlagents.schedules import Linear
 from rlagents.types import Step
@@ -117,6 +118,21 @@ def test_recorded_learner_steps_see_rows_written_later():
         metrics = agent.learn()
     assert metrics["q_mean"].isfinite()
     assert any(not torch.equal(a, b) for a, b in zip(before, agent.online.parameters(), strict=True))
+
+
+def test_where_recording_fails_learner_steps_go_on_with_the_same_draws():
+    generator, other = (torch.Generator("cuda").manual_seed(0) for _ in range(2))
+    captured, drawn = Captured([generator]), []
+
+    def draw(count):
+        drawn.append(torch.rand(count, generator=generator, device="cuda").tolist())  # waits for the device
+        return {}
+
+    with pytest.warns(RuntimeWarning, match="without a CUDA graph"):
+        for _ in range(6):
+            captured(draw, 2)
+    assert not captured.recorded
+    assert drawn == [torch.rand(2, generator=other, device="cuda").tolist() for _ in range(6)]
 
 
 def test_the_ring_gathers_the_same_on_both_devices():

@@ -53,6 +53,7 @@ class Captured:
 
     def _record(self, function: Callable[[int], Metrics], count: int) -> bool:
         graph = torch.cuda.CUDAGraph()
+        before = [generator.clone_state() for generator in self._generators]
         try:
             for generator in self._generators:
                 graph.register_generator_state(generator)
@@ -60,6 +61,9 @@ class Captured:
                 metrics = function(count)
         except RuntimeError as error:
             self._failed = True
+            # What failed leaves its generators as if the recording went on, in which nobody else may draw.
+            for generator, state in zip(self._generators, before, strict=True):
+                generator.graphsafe_set_state(state)
             warnings.warn(f"learner steps run without a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
             return False
         self._graphs[count] = graph, metrics
