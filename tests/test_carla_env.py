@@ -218,7 +218,7 @@ def test_shaped():
     assert sum(shaped(fast).values()) == pytest.approx(0.375 + 0.5)  # what is too fast earns nothing
     slower = moment(light="red", light_distance=7.0)
     assert sum(shaped(slower).values()) == pytest.approx(1 / 3 + 0.375)  # 2 m/s above 6
-    creeping = waiting._replace(speed=1.0, forward=1.0, progress=0.1)
+    creeping = waiting._replace(speed=0.5, forward=0.5, progress=0.05)
     assert sum(shaped(creeping).values()) == pytest.approx(0.25)  # half as good as to stand
     assert sum(shaped(moment(lateral=40.0, speed=0, progress=0)).values()) == -1  # cut
     assert shaped(moment(reason="red_light")) == {"end": -1}
@@ -378,19 +378,19 @@ def test_the_state_vector_by_hand():
     light = 8**2 / 2 / 9 / 3  # to 1 m before the line, of 3 m/s^2
     ahead = 8**2 / 2 / (17 + 8**2 / 2 / 3) / 3  # to 3 m behind where the other, as fast, could stop
     np.testing.assert_allclose(
-        numbers[:16], [0.8, 0.8, 0, 0.3, 0, 0.5, 0, 0, 1, 0.25, 0.5, 0, light, ahead, 0.8, 1], rtol=1e-6
+        numbers[:18], [0.8, 0.8, 0, 0.3, 0, 0.5, 0, 0, 1, 0.25, 0.5, 0, 1, 1, light, ahead, 0.8, 1], rtol=1e-6
     )
-    np.testing.assert_allclose(numbers[16:26:2], np.array([3, 6, 10, 16, 25]) / 25)
-    np.testing.assert_allclose(numbers[17:26:2], [-0.04] * 5, atol=1e-6)  # the route lies to the left
-    assert numbers[26:].tolist() == [1, 0, 0, 0]
+    np.testing.assert_allclose(numbers[18:28:2], np.array([3, 6, 10, 16, 25]) / 25)
+    np.testing.assert_allclose(numbers[19:28:2], [-0.04] * 5, atol=1e-6)  # the route lies to the left
+    assert numbers[28:].tolist() == [1, 0, 0, 0]
 
 
 def test_who_stands_over_the_line_is_told_to_brake_as_hard_as_can_be():
     route = assemble([lane(0, 0, EAST, 100)], offset=0)
     assert route is not None
-    creeping = moment(speed=1.5, light="red", light_distance=0.0)
-    assert state(creeping, route, 20)[12] == 3
-    assert state(creeping._replace(light="green"), route, 20)[12] == 0
+    creeping = moment(speed=1.5, light="red", light_distance=-1.0)
+    assert state(creeping, route, 20)[[12, 14]].tolist() == pytest.approx([-0.2, 3])
+    assert state(creeping._replace(light="green"), route, 20)[[12, 14]].tolist() == [1, 0]
 
 
 def test_the_actions_are_the_tables_of_the_plan():
@@ -886,7 +886,7 @@ def test_several_drive_on_servers_of_their_own_and_a_death_is_told_to_the_loop(c
     obs, mask = envs.reset(1)
     assert mask is None
     assert obs["bev"].shape == (2, 14, 84, 84)
-    assert obs["state"].shape == (2, 60)
+    assert obs["state"].shape == (2, 64)
     picture = envs.picture()
     assert picture.shape == (400, 784, 3)
     assert picture.std() > 10

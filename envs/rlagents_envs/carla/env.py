@@ -227,7 +227,7 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         signal = route.next_signal(place.distance)
         if signal is not None and signal.distance - place.distance < SIGHT:
             colour = self._cast.light(signal.id)
-            line = max(0.0, signal.distance - place.distance - self._cast.half_length) if colour else math.inf
+            line = signal.distance - place.distance - self._cast.half_length if colour else math.inf
         ran = any(
             place.distance - progress < passed.distance <= place.distance
             and self._cast.light(passed.id) == "red"

@@ -16,8 +16,9 @@ from rlagents_envs.carla.rewards import BRAKING, Moment, ways_to_stop
 from rlagents_envs.config import Carla
 
 POINTS = (3.0, 6.0, 10.0, 16.0, 25.0)  # metres ahead on the route that the state vector holds
-STATE = 30  # numbers in it
+STATE = 32  # numbers in it
 SIGHT = 40.0  # metres ahead that traffic and lights are looked for
+CLOSE = 5.0  # metres within which they are told apart finely
 NOW, SOON = np.zeros(1), np.array([0.0, 0.7, 1.4])  # seconds ahead at which others are looked for
 _HALF_WIDTH = 1.1  # metres of the car, a little more
 _DEPTH = 50.0  # metres that a depth picture reaches
@@ -49,19 +50,20 @@ def space(config: Carla) -> spaces.Dict:
 
 
 def state(moment: Moment, route: Route, point: int) -> NDArray[np.float32]:
-    """Returns the state vector [30]: most of it in -1 .. 1, all of it in -3 .. 3.
+    """Returns the state vector [32]: most of it in -1 .. 1, all of it in -3 .. 3.
 
     Speed and limit (10 m/s); steer, throttle and brake; lateral offset (2 m), heading error (rad), yaw rate
     (rad/s); whether the next light says stop, and the way to it (40 m, 1 if not); gap ahead (40 m, 1 if none)
-    and closing speed (10 m/s); how hard one must brake for that light and for what is ahead (v^2 / 2 d of
-    `ways_to_stop`, 3 m/s^2); the speed that the bends allow (10 m/s); what is left of the route (50 m, at
-    most 1); five points of the route, ahead and to the right (25 m); the command of the next junction: none,
-    left, straight or right.
+    and closing speed (10 m/s); both ways again, up close (5 m, 1 if farther); how hard one must brake for
+    that light and for what is ahead (v^2 / 2 d of `ways_to_stop`, 3 m/s^2); the speed that the bends allow
+    (10 m/s); what is left of the route (50 m, at most 1); five points of the route, ahead and to the right
+    (25 m); the command of the next junction: none, left, straight or right.
     """
     stop = moment.light in ("red", "yellow")
     numbers = np.zeros(STATE, np.float32)
     light, ahead = (moment.speed**2 / (2 * BRAKING * max(way, 0.1)) for way in ways_to_stop(moment))
-    numbers[:16] = (
+    line = moment.light_distance if stop else SIGHT
+    numbers[:18] = (
         moment.speed / 10,
         moment.limit / 10,
         moment.steer,
@@ -71,9 +73,11 @@ def state(moment: Moment, route: Route, point: int) -> NDArray[np.float32]:
         moment.heading,
         moment.yaw_rate,
         stop,
-        min(moment.light_distance, SIGHT) / SIGHT if stop else 1.0,
+        min(line, SIGHT) / SIGHT,
         min(moment.gap, SIGHT) / SIGHT,
         moment.closing / 10 if moment.gap < math.inf else 0.0,
+        min(line, CLOSE) / CLOSE,
+        min(moment.gap, CLOSE) / CLOSE,
         light,
         ahead,
         min(moment.pace, moment.limit) / 10,
@@ -84,9 +88,9 @@ def state(moment: Moment, route: Route, point: int) -> NDArray[np.float32]:
     for i, metres in enumerate(POINTS):
         x, y = route.xy[min(point + round(metres / STEP), last)]
         dx, dy = x - moment.x, y - moment.y
-        numbers[16 + 2 * i] = (cos * dx + sin * dy) / 25
-        numbers[17 + 2 * i] = (cos * dy - sin * dx) / 25
-    numbers[26 + int(route.command[point])] = 1.0
+        numbers[18 + 2 * i] = (cos * dx + sin * dy) / 25
+        numbers[19 + 2 * i] = (cos * dy - sin * dx) / 25
+    numbers[28 + int(route.command[point])] = 1.0
     return np.clip(numbers, -3, 3)
 
 

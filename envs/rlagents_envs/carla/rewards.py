@@ -19,7 +19,7 @@ FAILURES = (
     "blocked",
 )
 SUCCESS, TIMEOUT = "success", "timeout"
-_CREEPING = 2.0  # m/s too fast, where one must stand, that are as wrong as can be
+_CREEPING = 1.0  # m/s too fast, where one must stand, that are as wrong as can be
 BRAKING = 3.0  # m/s^2 with which one comfortably stops for something ahead
 
 
@@ -48,7 +48,7 @@ class Moment(NamedTuple):
     gap: float  # m from the front bumper to what stands or drives ahead on the route; inf: nothing in 40 m
     closing: float  # m/s at which that gap shrinks
     light: str  # of the next stop line within 40 m: "", "red", "yellow" or "green"
-    light_distance: float  # m from the front bumper to that line, 0 on it; inf without one
+    light_distance: float  # m from the front bumper to that line, negative past it; inf without one
     reason: str = ""  # why the episode ended: one of FAILURES, SUCCESS, TIMEOUT, or nothing
     pace: float = math.inf  # m/s that the bends of the route allow here
 
@@ -86,7 +86,7 @@ def shaped(moment: Moment) -> dict[str, float]:
         0.5 (1 - |v - v*| / s) + 0.5 min(progress, v* dt) / (limit dt) - 0.25 |lateral| / 2 m
         - 0.25 |heading| - 0.02 |change of steering|
 
-    v* is `target_speed`; s is the limit, or max(v*, 2 m/s) where v is above v*: to creep up to where one must
+    v* is `target_speed`; s is the limit, or max(v*, 1 m/s) where v is above v*: to creep up to where one must
     stand costs as much as to race. After Toromanoff et al. 2020 and Zhang et al. 2021 (Roach). Departures:
     progress is added, none of it for what is driven too fast; to stand where one could drive earns nothing
     for the speed.
