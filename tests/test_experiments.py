@@ -102,11 +102,8 @@ def differences(one: Mapping[str, object], other: Mapping[str, object], path: st
 DOUBLE, DUELING = "agent.double", "agent.network.dueling"
 NOISY, NOISE = "agent.network.noisy", "agent.network.noise"
 PRIORITIES, VALUES, EXPLORATION = "agent.replay.sampling", "agent.values", "agent.exploration"
-COARSE = {
-    "env.size",
-    "env.metres",
-    "agent.replay.capacity",
-}  # a bird's-eye view needs fewer pixels than a camera
+# What a bird's-eye view, which needs fewer pixels than a camera, has of its own.
+COARSE = {"env.size", "env.metres", "agent.replay.capacity"}
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ class Actors:
         while not self._closed.wait(1):
             if time.monotonic() - self._link.ticking > _STUCK and self._link.answers():
                 with contextlib.suppress(OSError):  # it may have ended meanwhile
-                    wake(port)
+                    _nudge(port)
 
     def _dismiss(self, manager: Any) -> None:
         """Ends the Traffic Manager, unless its server is gone.
@@ -462,7 +462,7 @@ class Actors:
         self.ego = self._manager = None
 
 
-def wake(port: int) -> None:
+def _nudge(port: int) -> None:
     """Has the Traffic Manager at a port leave synchronous mode and enter it again, by which it makes a step.
 
     Its methods in Python need a lock that a tick holds while it waits for it; its own server does not.

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlagents_envs.carla.bev import PLANES, Boxes, Floats
-from rlagents_envs.carla.planner import STEP, Route
+from rlagents_envs.carla.planner import FOLLOW, LEFT, RIGHT, STEP, STRAIGHT, Route
 from rlagents_envs.carla.rewards import BRAKING, Moment, ways_to_stop
 from rlagents_envs.config import Carla
 
@@ -60,10 +60,9 @@ def state(moment: Moment, route: Route, point: int) -> NDArray[np.float32]:
     (25 m); the command of the next junction: none, left, straight or right.
     """
     stop = moment.light in ("red", "yellow")
-    numbers = np.zeros(STATE, np.float32)
     light, ahead = (moment.speed**2 / (2 * BRAKING * max(way, 0.1)) for way in ways_to_stop(moment))
     line = moment.light_distance if stop else SIGHT
-    numbers[:18] = (
+    numbers: list[float] = [
         moment.speed / 10,
         moment.limit / 10,
         moment.steer,
@@ -82,16 +81,15 @@ def state(moment: Moment, route: Route, point: int) -> NDArray[np.float32]:
         ahead,
         min(moment.pace, moment.limit) / 10,
         min(moment.length - moment.driven, 50.0) / 50,
-    )
+    ]
     cos, sin = math.cos(moment.yaw), math.sin(moment.yaw)
     last = len(route.xy) - 1
-    for i, metres in enumerate(POINTS):
+    for metres in POINTS:
         x, y = route.xy[min(point + round(metres / STEP), last)]
         dx, dy = x - moment.x, y - moment.y
-        numbers[18 + 2 * i] = (cos * dx + sin * dy) / 25
-        numbers[19 + 2 * i] = (cos * dy - sin * dx) / 25
-    numbers[28 + int(route.command[point])] = 1.0
-    return np.clip(numbers, -3, 3)
+        numbers += ((cos * dx + sin * dy) / 25, (cos * dy - sin * dx) / 25)
+    numbers += (route.command[point] == command for command in (FOLLOW, LEFT, STRAIGHT, RIGHT))
+    return np.clip(np.array(numbers, np.float32), -3, 3)
 
 
 def gap(
