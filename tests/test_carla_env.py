@@ -213,16 +213,18 @@ def test_shaped():
     assert sum(shaped(moment(steer=0.5, steer_before=-0.5)).values()) == pytest.approx(0.98)
     assert sum(shaped(moment(speed=0.0, forward=0.0, progress=0.0)).values()) == 0
     waiting = moment(speed=0.0, forward=0.0, progress=0.0, light="red", light_distance=0.5)
-    assert sum(shaped(waiting).values()) == pytest.approx(0.5)
+    assert sum(shaped(waiting).values()) == pytest.approx(1)  # as good as to drive where one may
     fast = moment(speed=10.0, forward=10.0, progress=1.0)
     assert sum(shaped(fast).values()) == pytest.approx(0.375 + 0.5)  # what is too fast earns nothing
     slower = moment(light="red", light_distance=7.0)
-    assert sum(shaped(slower).values()) == pytest.approx(1 / 3 + 0.375)  # 2 m/s above 6
+    assert sum(shaped(slower).values()) == pytest.approx(1 / 3 + 0.5)  # 2 m/s above 6
     creeping = waiting._replace(speed=0.5, forward=0.5, progress=0.05)
-    assert sum(shaped(creeping).values()) == pytest.approx(0.25)  # half as good as to stand
+    assert sum(shaped(creeping).values()) == pytest.approx(0.75)
+    slow = moment(speed=4.0, forward=4.0, progress=0.4)
+    assert sum(shaped(slow).values()) == pytest.approx(0.25 + 0.25)
     assert sum(shaped(moment(lateral=40.0, speed=0, progress=0)).values()) == -1  # cut
-    assert shaped(moment(reason="red_light")) == {"end": -1}
-    assert shaped(moment(reason="success")) == {"end": 1}
+    assert shaped(moment(reason="red_light")) == {"end": -10}
+    assert shaped(moment(reason="success")) == {"end": 10}
     assert sum(shaped(moment(reason="timeout")).values()) == pytest.approx(1)  # a truncation is no judgement
 
 
@@ -382,7 +384,21 @@ def test_the_state_vector_by_hand():
     )
     np.testing.assert_allclose(numbers[18:28:2], np.array([3, 6, 10, 16, 25]) / 25)
     np.testing.assert_allclose(numbers[19:28:2], [-0.04] * 5, atol=1e-6)  # the route lies to the left
-    assert numbers[28:].tolist() == [1, 0, 0, 0]
+    assert numbers[28:].tolist() == [1, 0, 0, 0, 2, 0, 0, 0]
+
+
+def test_the_state_vector_tells_where_the_nearest_walker_goes():
+    route = assemble([lane(0, 0, EAST, 100)], offset=0)
+    assert route is not None
+    at = np.array([[10.0, 30.0], [10.0, 5.0], [18.0, 10.0], [10.0, 60.0]])  # the second is behind
+    velocity = np.array([[1.0, 0.0], [0.0, 0.0], [-1.5, 0.5], [0.0, 0.0]])
+    walkers = Boxes(at, np.zeros(4), np.full((4, 2), 0.25))
+    south = moment(x=10.0, y=10.0, yaw=math.pi / 2)  # ahead is y, to the right is -x
+    assert state(south, route, 20, walkers, velocity)[32:].tolist() == pytest.approx([0, -0.8, 0.25, 0.75])
+    first = Boxes(*(part[:2] for part in walkers))
+    assert state(south._replace(y=14.0), route, 20, first, velocity)[32:].tolist() == pytest.approx(
+        [16 / 25, 0, 0, -0.5]
+    )
 
 
 def test_who_stands_over_the_line_is_told_to_brake_as_hard_as_can_be():

@@ -305,7 +305,10 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
                 case "bev":
                     seen[name] = self._eye.draw(self._scene())
                 case "state":
-                    seen[name] = state(self.moment, self.route, self._point)
+                    others = self._others
+                    seen[name] = state(
+                        self.moment, self.route, self._point, others.walkers, others.walker_velocity
+                    )
                 case "camera":
                     seen[name] = camera(self._cast.image("camera", frame), self.config.camera)
                 case "lidar":

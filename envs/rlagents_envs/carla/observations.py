@@ -10,13 +10,13 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rlagents_envs.carla.bev import PLANES, Boxes, Floats
+from rlagents_envs.carla.bev import NOTHING, PLANES, Boxes, Floats
 from rlagents_envs.carla.planner import FOLLOW, LEFT, RIGHT, STEP, STRAIGHT, Route
 from rlagents_envs.carla.rewards import BRAKING, Moment, ways_to_stop
 from rlagents_envs.config import Carla
 
 POINTS = (3.0, 6.0, 10.0, 16.0, 25.0)  # metres ahead on the route that the state vector holds
-STATE = 32  # numbers in it
+STATE = 36  # numbers in it
 SIGHT = 40.0  # metres ahead that traffic and lights are looked for
 CLOSE = 5.0  # metres within which they are told apart finely
 NOW, SOON = np.zeros(1), np.array([0.0, 0.7, 1.4])  # seconds ahead at which others are looked for
@@ -49,15 +49,25 @@ def space(config: Carla) -> spaces.Dict:
     return spaces.Dict(parts)
 
 
-def state(moment: Moment, route: Route, point: int) -> NDArray[np.float32]:
-    """Returns the state vector [32]: most of it in -1 .. 1, all of it in -3 .. 3.
+def state(
+    moment: Moment, route: Route, point: int, walkers: Boxes = NOTHING, velocity: Floats = NOTHING.xy
+) -> NDArray[np.float32]:
+    """Returns the state vector [36]: most of it in -1 .. 1, all of it in -3 .. 3.
 
     Speed and limit (10 m/s); steer, throttle and brake; lateral offset (2 m), heading error (rad), yaw rate
     (rad/s); whether the next light says stop, and the way to it (40 m, 1 if not); gap ahead (40 m, 1 if none)
     and closing speed (10 m/s); both ways again, up close (5 m, 1 if farther); how hard one must brake for
     that light and for what is ahead (v^2 / 2 d of `ways_to_stop`, 3 m/s^2); the speed that the bends allow
     (10 m/s); what is left of the route (50 m, at most 1); five points of the route, ahead and to the right
-    (25 m); the command of the next junction: none, left, straight or right.
+    (25 m); the command of the next junction: none, left, straight or right; where the nearest walker is,
+    ahead (25 m) and to the right (10 m), and how he walks (2 m/s), if no more than 3 m behind; or 2, 0, 0, 0.
+
+    Args:
+        moment: what is known now.
+        route: the route.
+        point: of the route at which the car is.
+        walkers: all of them.
+        velocity: theirs, [W, 2] m/s.
     """
     stop = moment.light in ("red", "yellow")
     light, ahead = (moment.speed**2 / (2 * BRAKING * max(way, 0.1)) for way in ways_to_stop(moment))
@@ -89,7 +99,21 @@ def state(moment: Moment, route: Route, point: int) -> NDArray[np.float32]:
         dx, dy = x - moment.x, y - moment.y
         numbers += ((cos * dx + sin * dy) / 25, (cos * dy - sin * dx) / 25)
     numbers += (route.command[point] == command for command in (FOLLOW, LEFT, STRAIGHT, RIGHT))
+    numbers += _nearest(moment, walkers, velocity)
     return np.clip(np.array(numbers, np.float32), -3, 3)
+
+
+def _nearest(moment: Moment, walkers: Boxes, velocity: Floats) -> tuple[float, float, float, float]:
+    """Returns where the nearest walker is and how he walks, as the state vector has it."""
+    cos, sin = math.cos(moment.yaw), math.sin(moment.yaw)
+    turn = np.array([[cos, -sin], [sin, cos]])
+    at = (walkers.xy - (moment.x, moment.y)) @ turn  # [W, 2] ahead and to the right
+    away = np.where(at[:, 0] > -3, np.hypot(*at.T), np.inf)
+    if not (away < SIGHT).any():
+        return 2.0, 0.0, 0.0, 0.0
+    i = int(away.argmin())
+    (ahead, right), (along, across) = at[i], velocity[i] @ turn
+    return float(ahead) / 25, float(right) / 10, float(along) / 2, float(across) / 2
 
 
 def gap(

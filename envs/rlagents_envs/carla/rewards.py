@@ -20,6 +20,7 @@ FAILURES = (
 )
 SUCCESS, TIMEOUT = "success", "timeout"
 _CREEPING = 1.0  # m/s too fast, where one must stand, that are as wrong as can be
+_END = 10.0  # what the end of a route pays, and a mistake costs: as much as ten perfect steps
 BRAKING = 3.0  # m/s^2 with which one comfortably stops for something ahead
 
 
@@ -81,27 +82,31 @@ def target_speed(moment: Moment) -> float:
 
 
 def shaped(moment: Moment) -> dict[str, float]:
-    """Returns dense terms; their sum is cut to -1 .. 1 by a last one, and an end pays +1 or -1 alone.
+    """Returns dense terms; their sum is cut to -1 .. 1 by a last one, and an end pays +10 or -10 alone.
 
-        0.5 (1 - |v - v*| / s) + 0.5 min(progress, v* dt) / (limit dt) - 0.25 |lateral| / 2 m
-        - 0.25 |heading| - 0.02 |change of steering|
+        0.5 (1 - |v - v*| / s) + 0.5 min(progress / dt, v*) / v* - 0.25 |lateral| / 2 m - 0.25 |heading|
+        - 0.02 |change of steering|
 
     v* is `target_speed`; s is the limit, or max(v*, 1 m/s) where v is above v*: to creep up to where one must
-    stand costs as much as to race. After Toromanoff et al. 2020 and Zhang et al. 2021 (Roach). Departures:
-    progress is added, none of it for what is driven too fast; to stand where one could drive earns nothing
-    for the speed.
+    stand costs as much as to race. Below 1 m/s of v*, what is missing of it counts as driven: to stand where
+    one must pays as much as to drive where one may. After Toromanoff et al. 2020 and Zhang et al. 2021
+    (Roach). Departures: progress is added, none of it for what is driven too fast; to stand where one could
+    drive earns nothing for the speed; ends weigh as much as ten steps, so that no mistake is worth a try and
+    the end of the route is not put off.
     """
     if moment.failed:
-        return {"end": -1.0}
+        return {"end": -_END}
     if moment.reason == SUCCESS:
-        return {"end": 1.0}
+        return {"end": _END}
     limit = max(moment.limit, 1.0)
     wanted = target_speed(moment)
     scale = limit if moment.speed <= wanted else max(wanted, _CREEPING)
     match = 1 - min(1.0, abs(moment.speed - wanted) / scale)
     terms = {
         "speed": 0.5 * match,
-        "progress": 0.5 * min(moment.progress / moment.seconds, wanted) / limit,
+        "progress": 0.5
+        * (min(moment.progress / moment.seconds, wanted) + max(0.0, 1.0 - wanted))
+        / max(wanted, 1.0),
         "lane": -0.125 * abs(moment.lateral),
         "heading": -0.25 * abs(moment.heading),
         "steering": -0.02 * abs(moment.steer - moment.steer_before),
