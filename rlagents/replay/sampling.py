@@ -78,8 +78,8 @@ class Uniform(Sampler):
 
     def __init__(self, rows: int, generator: torch.Generator) -> None:
         self._queue = torch.zeros(rows, dtype=torch.int64, device=generator.device)
-        self._write = writer(self._queue)
         on_cpu = generator.device.type == "cpu"
+        self._host = self._queue.numpy() if on_cpu else None
         # Start and length, for a recorded graph.
         self._bounds = None if on_cpu else torch.zeros(2, dtype=torch.int64, device=generator.device)
         self._generator = generator
@@ -91,10 +91,16 @@ class Uniform(Sampler):
         rows = len(self._queue)
         at, self._end = self._end % rows, self._end + len(row)
         head = min(len(row), rows - at)
-        self._write(slice(at, at + head), torch.from_numpy(row[:head]))
+        self._write(at, row[:head])
         if head < len(row):
-            self._write(slice(0, len(row) - head), torch.from_numpy(row[head:]))
+            self._write(0, row[head:])
         self._write_bounds()
+
+    def _write(self, at: int, row: NDArray[np.int64]) -> None:
+        if self._host is None:
+            self._queue[at : at + len(row)] = torch.from_numpy(row)
+        else:
+            self._host[at : at + len(row)] = row
 
     def forbid(self, row: NDArray[np.int64]) -> None:
         """Makes the oldest rows unsampleable."""
