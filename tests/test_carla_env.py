@@ -310,6 +310,22 @@ def test_the_gap_to_who_is_or_will_be_on_the_route(box, velocity, expected):
     assert gap(route, 0, boxes(), np.zeros((0, 2)), half_length=2.5) == (math.inf, 0)
 
 
+@pytest.mark.parametrize(
+    ("speed", "expected"),
+    [
+        (4.0, 6 - 2.5 - 0.3),  # he steps onto the road before the car
+        (6.0, 6 - 2.5 - 0.3),  # and before its side
+        (8.0, math.inf),  # and behind it
+    ],
+)
+def test_who_crosses_behind_the_car_is_not_in_its_way(speed, expected):
+    route = assemble([lane(0, 0, EAST, 100)], offset=0)
+    assert route is not None
+    walker, velocity = boxes((6, 3.3, EAST, 0.3, 0.3)), np.array([[0.0, -1.5]])  # there after 1.3 s
+    found, _ = gap(route, 0, walker, velocity, half_length=2.5, seconds=SOON, speed=speed)
+    assert found == pytest.approx(expected, abs=0.5)
+
+
 class Ground:
     """Road everywhere, no lines."""
 

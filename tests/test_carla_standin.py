@@ -134,7 +134,7 @@ def test_a_car_turns_on_the_circle_of_a_bicycle_and_tyres_hold_so_much(world: Wo
         world.set_velocity(ego, pace, 0)
         world.tick(0.05)
         rate, moving = math.radians(world.table[ego.row, SPIN]), speed(world, ego)
-        angle = math.atan(math.tan(asked * math.radians(35) * (1 - 0.015 * min(moving, 33.3))) / 2)
+        angle = math.atan(math.tan(asked * math.radians(50) * (1 - 0.015 * min(moving, 33.3))) / 2)
         free = moving * math.sin(angle) / (ego.blueprint.wheelbase / 2)
         expected = math.copysign(min(abs(free), GRIP / moving), free)
         assert rate == pytest.approx(expected, rel=0.02)

@@ -27,6 +27,7 @@ _SETTLE = 4  # ticks after a teleport
 _CONNECT = 0.1  # seconds in which a sensor that measures only events connects
 _HARMLESS = ("static.road", "static.ground", "static.terrain", "static.roadlines")
 _STUCK = 3.0  # seconds of one tick
+_CAREFUL = 1.2  # metres ahead of a walker in which nobody's side may be
 _CLEAR = 20.0  # metres around the start without other cars
 _stranded: list[Any] = []  # Traffic Managers of this process whose server is gone
 
@@ -109,6 +110,7 @@ class Actors:
         self._walkers: list[Any] = []
         self._crossings: list[Crossing] = []
         self._walking: dict[int, tuple[Crossing, float, float]] = {}
+        self._waiting: set[int] = set()  # those of them who stand
         self._count = -1
         self._manager: Any = None
         self._closed = threading.Event()
@@ -124,6 +126,7 @@ class Actors:
             self.ego = world.spawn_actor(cars[0], self._transform(*start))
             extent = self.ego.bounding_box.extent
             self.half_length = float(extent.x) or 2.4
+            self._half = self.half_length, float(extent.y) or 1.0
             self._attach("collision", "sensor.other.collision", {}, (0.0, 0.0, 0.0))
             size = str(config.size)
             if "camera" in config.observations:
@@ -377,7 +380,7 @@ class Actors:
         carla, link = self._carla, self._link
         snapshot = link.world.get_snapshot()
         self._walkers = [walker for walker in self._walkers if snapshot.find(walker.id) is not None]
-        self._crossings, self._walking = [], {}
+        self._crossings, self._walking, self._waiting = [], {}, set()
         blueprints = list(self._blueprints.filter("walker.pedestrian.*"))
         places = np.flatnonzero(~route.junction)
         places = places[(places > 60) & (places < len(route.xy) - 20)]
@@ -418,20 +421,28 @@ class Actors:
         off = np.flatnonzero((bits & 1) == 0)  # the bit of "road"
         return float(metres[off[0]] + 1.0) if len(off) else 6.0
 
-    def walk(self, driven: float) -> None:
-        """Sets off the walkers that the car comes near to, and stops those that are across."""
+    def walk(self, driven: float, car: Car, vehicles: Boxes) -> None:
+        """Sets off the walkers that the car comes near to, and stops those that are across.
+
+        A walker heeds nobody who comes, but waits where somebody's side is in the way already.
+        """
         carla = self._carla
         for crossing in [one for one in self._crossings if driven >= one.start]:
             self._crossings.remove(crossing)
-            direction = carla.Vector3D(*crossing.direction, 0.0)
-            crossing.walker.apply_control(carla.WalkerControl(direction, crossing.speed))
             at = crossing.walker.get_location()
             self._walking[crossing.walker.id] = (crossing, at.x, at.y)
+            self._waiting.add(crossing.walker.id)
         for number, (crossing, x, y) in list(self._walking.items()):
-            at = crossing.walker.get_location()
-            if math.hypot(at.x - x, at.y - y) >= crossing.until:
-                direction = carla.Vector3D(*crossing.direction, 0.0)
-                crossing.walker.apply_control(carla.WalkerControl(direction, 0.0))
+            at, (dx, dy) = crossing.walker.get_location(), crossing.direction
+            across = math.hypot(at.x - x, at.y - y) >= crossing.until
+            ahead = at.x + dx * _CAREFUL, at.y + dy * _CAREFUL
+            own = Boxes(np.array([[car.x, car.y]]), np.array([car.yaw]), np.array([self._half]))
+            waits = across or own.hold(*ahead) or vehicles.hold(*ahead)
+            if waits != (number in self._waiting):
+                speed = 0.0 if waits else crossing.speed
+                crossing.walker.apply_control(carla.WalkerControl(carla.Vector3D(dx, dy, 0.0), speed))
+                self._waiting ^= {number}
+            if across:
                 del self._walking[number]
 
     def close(self, *, lost: bool = False) -> None:

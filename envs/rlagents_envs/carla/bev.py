@@ -49,6 +49,13 @@ class Boxes(NamedTuple):
         close = np.hypot(*(self.xy - (x, y)).T) < metres
         return Boxes(self.xy[close], self.yaw[close], self.half[close])
 
+    def hold(self, x: float, y: float) -> bool:
+        """Returns whether a point lies in any of them."""
+        dx, dy = x - self.xy[:, 0], y - self.xy[:, 1]
+        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
+        along, across = np.abs(cos * dx + sin * dy), np.abs(cos * dy - sin * dx)
+        return bool(((along < self.half[:, 0]) & (across < self.half[:, 1])).any())
+
 
 NOTHING = Boxes(np.zeros((0, 2)), np.zeros(0), np.zeros((0, 2)))
 

@@ -27,6 +27,7 @@ from rlagents_envs.carla.planner import Route
 from rlagents_envs.carla.rewards import REWARDS, SUCCESS, TIMEOUT, Moment
 from rlagents_envs.config import Carla
 
+_STILL = 0.3  # m/s at which somebody leaning on the car moves it
 LOSSES = 20  # in a row, after which something is wrong that a restart does not mend
 _NEAR = 3.0  # metres before the end of a route at which it is finished
 
@@ -157,6 +158,7 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         self._before: deque[Any] = deque(maxlen=max(1, round(0.5 / self._seconds)))
         self._control = (0.0, 0.0, 0.0)
         self._standing = self._elapsed = self._driven = 0.0
+        self._shoved = False
         self._limit = config.time_limit or 3.6 * route.length / 10
         self._point = 0
         self._over = False
@@ -189,7 +191,7 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         steer_before = self._control[1]
         self._control = control = self._table[int(action)]
         try:
-            self._actors.walk(self._driven)
+            self._actors.walk(self._driven, self._car, self._others.vehicles)
             snapshot = self._actors.drive(*control)
             self._elapsed += self._seconds
             self.moment = moment = self._judge(snapshot, steer_before, self._actors.collision())
@@ -239,8 +241,11 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         road = bool(self._link.roads.at(np.array(car.x), np.array(car.y)) & 1)
         reason = ""
         if self.moment is not None:
+            # Who stands with his foot off the gas is hit: it is not his fault, nor where it throws him.
+            still = self.moment.speed < _STILL or self._shoved
+            self._shoved = bool(hit) and still and not self._control[0]
             checks = {
-                f"collision_{hit}": bool(hit) and max(car.speed, self.moment.speed) > 0.1,
+                f"collision_{hit}": bool(hit) and not self._shoved,
                 "red_light": ran,
                 "off_road": not road,
                 "off_route": abs(place.lateral) > config.off_route,
@@ -287,7 +292,7 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         before = (others.vehicles.xy - (car.x, car.y)) @ (cos, sin) > size  # [V]
         vehicles = Boxes(*(part[before] for part in others.vehicles))
         gaps = [
-            gap(self.route, self._point, boxes, velocity, half_length=size, seconds=SOON)
+            gap(self.route, self._point, boxes, velocity, half_length=size, seconds=SOON, speed=car.speed)
             for boxes, velocity in (
                 (vehicles, others.vehicle_velocity[before]),
                 (others.walkers, others.walker_velocity),

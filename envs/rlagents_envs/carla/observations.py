@@ -19,7 +19,8 @@ POINTS = (3.0, 6.0, 10.0, 16.0, 25.0)  # metres ahead on the route that the stat
 STATE = 36  # numbers in it
 SIGHT = 40.0  # metres ahead that traffic and lights are looked for
 CLOSE = 5.0  # metres within which they are told apart finely
-NOW, SOON = np.zeros(1), np.array([0.0, 0.7, 1.4])  # seconds ahead at which others are looked for
+NOW, SOON = np.zeros(1), np.linspace(0.0, 1.4, 5)  # seconds ahead at which others are looked for
+_MARGIN = 1.0  # metres behind the car at which somebody may cross
 _HALF_WIDTH = 1.1  # metres of the car, a little more
 _DEPTH = 50.0  # metres that a depth picture reaches
 _SEMANTIC = {  # CARLA's tags, by plane
@@ -124,10 +125,12 @@ def gap(
     *,
     half_length: float,
     seconds: NDArray[np.float64] = NOW,
+    speed: float = 0.0,
 ) -> tuple[float, float]:
     """Returns metres from the front bumper to the first box on the route, and its speed along the route.
 
-    A box is on the route where it reaches into the width of the car driving along it. (inf, 0) if none is.
+    A box is on the route where it reaches into the width of the car driving along it; who comes onto it when
+    the car will be past is not in the way. (inf, 0) if none is.
 
     Args:
         route: the route.
@@ -136,6 +139,7 @@ def gap(
         velocity: theirs, [V, 2] m/s.
         half_length: of the car, metres.
         seconds: ahead of now at which they are looked for, as if they kept their velocity.
+        speed: of the car, m/s, as if it kept it.
     """
     x, y = route.xy[point]
     if not len(boxes.xy):
@@ -152,14 +156,15 @@ def gap(
     turned = boxes.yaw[close] - course
     along, across = np.abs(np.cos(turned)), np.abs(np.sin(turned))
     side, deep = across * half[:, 0] + along * half[:, 1], along * half[:, 0] + across * half[:, 1]
-    on = (away.min(-1) < side + _HALF_WIDTH) & (nearest > 0)
+    rear = speed * seconds[:, None] - half_length - _MARGIN  # [M, 1] on the route
+    on = (away.min(-1) < side + _HALF_WIDTH) & (nearest > 0) & (nearest * STEP + deep > rear)
     gaps = np.where(on, nearest * STEP - half_length - deep, np.inf)  # [M, V]
     when, who = (int(i) for i in np.unravel_index(int(gaps.argmin()), gaps.shape))
     if math.isinf(gaps[when, who]):
         return math.inf, 0.0
     angle = float(course[when, who])
-    speed = float(moving[who, 0]) * math.cos(angle) + float(moving[who, 1]) * math.sin(angle)
-    return max(0.0, float(gaps[when, who])), speed
+    forward = float(moving[who, 0]) * math.cos(angle) + float(moving[who, 1]) * math.sin(angle)
+    return max(0.0, float(gaps[when, who])), forward
 
 
 def camera(image: NDArray[np.uint8], kind: str) -> NDArray[np.uint8]:
