@@ -719,6 +719,64 @@ def test_ends(carla_package, fields, action, reason):
     made.close()
 
 
+@pytest.mark.carla
+@pytest.mark.parametrize(("action", "fault"), [(4, False), (13, True)])  # brake, and gas
+def test_who_stands_and_is_hit_is_not_at_fault(env, action, fault):
+    env.reset(seed=1)
+    carla, world, ego = env.connection.carla, env.connection.world, env._actors.ego
+    here = ego.get_transform()
+    ahead = here.get_forward_vector()
+    here.location += carla.Location(8 * ahead.x, 8 * ahead.y, 0.0)
+    other = world.spawn_actor(world.get_blueprint_library().find("vehicle.tesla.model3"), here)
+    other.enable_constant_velocity(carla.Vector3D(-5.0, 0.0, 0.0))  # backwards into the car
+    reasons, pushed = [], 0.0
+    for _ in range(15):
+        _, _, terminated, truncated, info = env.step(np.int64(action))
+        reasons.append(info.get("reason"))
+        pushed = min(pushed, env.moment.forward)
+        if terminated or truncated:
+            break
+    other.destroy()
+    assert reasons[-1] == ("collision_vehicle" if fault else None)
+    assert fault or pushed < -1
+
+
+@pytest.mark.carla
+def test_a_walker_waits_where_the_car_stands_in_his_way(carla_package):
+    made = make_env(walkers=1)
+    made.reset(seed=1)
+    carla, actors, route = made.connection.carla, made._actors, made.route
+    for _ in range(900):
+        made.step(np.int64(made.scripted("rules")))
+        if actors._walking:
+            break
+    ((number, (crossing, *_)),) = actors._walking.items()
+
+    def place(metres):
+        """Puts the car at rest so far along the route from where the walker crosses."""
+        x, y = crossing.walker.get_location().x, crossing.walker.get_location().y
+        at = int(np.hypot(*(route.xy - (x, y)).T).argmin()) + round(2 * metres)
+        place = carla.Location(float(route.xy[at, 0]), float(route.xy[at, 1]), 0.3)
+        actors.ego.set_transform(
+            carla.Transform(place, carla.Rotation(0.0, math.degrees(route.yaw[at]), 0.0))
+        )
+        actors.ego.set_target_velocity(carla.Vector3D(0.0, 0.0, 0.0))
+
+    place(0.0)
+    for _ in range(60):
+        *_, info = made.step(np.int64(4))
+        assert "reason" not in info
+    assert actors._waiting == {number}
+    assert crossing.walker.get_velocity().length() == 0
+    place(15.0)
+    for _ in range(100):
+        made.step(np.int64(4))
+        if number not in actors._walking:
+            break
+    assert not actors._walking
+    made.close()
+
+
 def server_of(env):
     return env.connection.server.process
 
