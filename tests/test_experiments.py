@@ -102,6 +102,7 @@ def differences(one: Mapping[str, object], other: Mapping[str, object], path: st
 DOUBLE, DUELING = "agent.double", "agent.network.dueling"
 NOISY, NOISE = "agent.network.noisy", "agent.network.noise"
 PRIORITIES, VALUES, EXPLORATION = "agent.replay.sampling", "agent.values", "agent.exploration"
+LONGER = {"run.env_steps", "run.evaluate_every", "run.checkpoint_every"}
 # What a bird's-eye view, which needs fewer pixels than a camera, has of its own.
 COARSE = {"env.size", "env.metres", "agent.replay.capacity"}
 
@@ -127,7 +128,7 @@ COARSE = {"env.size", "env.metres", "agent.replay.capacity"}
         ("pong-c51", "pong-dqn", {PRIORITIES, VALUES}),
         ("pong-qrdqn", "pong-dqn", {PRIORITIES}),
         ("pong-iqn", "pong-dqn", {PRIORITIES, VALUES}),
-        ("pong-rainbow", "pong-dqn", {VALUES, NOISY, EXPLORATION}),
+        ("pong-rainbow", "pong-dqn", {VALUES, NOISY, f"{EXPLORATION}.end", *LONGER}),
         (
             "carla-dqn-traffic",
             "carla-dqn",
