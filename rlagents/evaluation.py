@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlagents import building, disk, runs, toml
@@ -24,7 +25,7 @@ from rlagents.tables import Distance, distance
 from rlagents.types import Obs, Player, each
 from rlagents.video import Frame, Painter, Stop, Video, Window
 from rlagents_envs.config import Atari, EnvConfig
-from rlagents_envs.vector import Environments
+from rlagents_envs.vector import Environments, Outcome
 
 _STICKY = 0.25  # the sticky actions of Machado et al. 2018
 
@@ -129,6 +130,56 @@ class Evaluation:
         )
 
 
+class _Games:
+    """Which steps belong to which episode, and what came of each.
+
+    Args:
+        count: of the environments, N.
+        episodes: how many are to be played, spread over the environments as evenly as can be.
+    """
+
+    def __init__(self, count: int, episodes: int) -> None:
+        self.left = episodes // count + (np.arange(count) < episodes % count)  # [N] episodes still to play
+        self.total = np.zeros(count)  # [N] the return of the episode so far
+        self._start = np.zeros(count, np.int64)  # [N] the step at which it began
+        self._time = 0
+        # Grown by doubling: small arrays kept from every step would lie between large ones that are freed,
+        # and each leave a hole in which no observation fits.
+        self._actions: NDArray[np.int64] = np.zeros((1024, count), np.int64)
+        self._rewards: NDArray[np.float32] = np.zeros((1024, count), np.float32)
+        self.played: list[tuple[int, int, int, float]] = []  # environment, first step, end, return
+
+    @property
+    def length(self) -> NDArray[np.int64]:
+        """Env steps of the episodes so far, [N]."""
+        return self._time - self._start
+
+    def record(self, action: NDArray[np.int64], outcome: Outcome) -> list[int]:
+        """Takes note of one step; returns the environments in which it ended an episode that counts."""
+        # A lost episode is played again.
+        over = outcome.ended if outcome.lost is None else outcome.ended & ~outcome.lost
+        if self._time == len(self._actions):
+            self._actions = np.concatenate((self._actions, np.zeros_like(self._actions)))
+            self._rewards = np.concatenate((self._rewards, np.zeros_like(self._rewards)))
+        self._actions[self._time], self._rewards[self._time] = action, outcome.reward
+        self._time += 1
+        self.total += outcome.reward
+        done = [int(i) for i in np.flatnonzero(over & (self.left > 0))]
+        for i in done:
+            self.played.append((i, int(self._start[i]), self._time, float(self.total[i])))
+            self.left[i] -= 1
+        # The step after an end only resets: it belongs to no episode.
+        self._start[outcome.ended] = self._time + 1
+        self.total[outcome.ended] = 0
+        return done
+
+    def distinct(self) -> int:
+        """Returns how many of the games played differ in any action or reward."""
+        steps = [(slice(begin, end), i) for i, begin, end, _ in self.played]
+        games = (self._actions[at].tobytes() + self._rewards[at].tobytes() for at in steps)
+        return len({hashlib.blake2b(game).digest() for game in games})
+
+
 def play(
     agent: Player,
     envs: Environments,
@@ -158,18 +209,10 @@ def play(
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
-    count = envs.count
-    left = episodes // count + (np.arange(count) < episodes % count)  # [N] episodes still to play
+    games = _Games(envs.count, episodes)
     generator = torch.Generator(agent.device).manual_seed(seed)
-    start = np.zeros(count, np.int64)  # [N] the step at which the episode began
-    total = np.zeros(count)  # [N] its return so far
-    first, final = np.ones(count, np.bool_), np.zeros(count, np.bool_)
-    played: list[tuple[int, int, int, float]] = []  # environment, first step, end, return
-    reports: list[Mapping[str, float]] = []  # what environments say about these
-    # Grown by doubling: small arrays kept from every step would lie between large ones that are freed, and
-    # each leave a hole in which no observation fits.
-    actions, rewards = np.zeros((1024, count), np.int64), np.zeros((1024, count), np.float32)
-    time = 0
+    first, final = np.ones(envs.count, np.bool_), np.zeros(envs.count, np.bool_)
+    reports: list[Mapping[str, float]] = []  # what environments say about episodes
 
     def tensor(array: Any) -> Tensor:
         return torch.as_tensor(array, device=agent.device)
@@ -177,16 +220,16 @@ def play(
     def one(array: Any) -> Tensor:
         return tensor(array[:1])
 
-    def show(action: int | None) -> None:
+    def show(action: int | None, total: float, length: int) -> None:
         """Hands environment 0 to `watch`."""
-        if watch is not None and shown < watched and left[0] and not final[0]:
-            values = agent.q_values(each(one, obs))[0].cpu().numpy()  # [A]
-            watch(Frame(envs.picture(), values, action, float(total[0]), time - int(start[0]), shown))
+        assert watch is not None
+        values = agent.q_values(each(one, obs))[0].cpu().numpy()  # [A]
+        watch(Frame(envs.picture(), values, action, total, length, shown))
 
     obs, mask = envs.reset(seed)
     shown = 0
     try:
-        while left.any():
+        while games.left.any():
             action = agent.act(
                 each(tensor, obs),
                 mask=None if mask is None else tensor(mask),
@@ -195,41 +238,31 @@ def play(
                 generator=generator,
             )
             act = action.cpu().numpy()  # [N]
-            show(int(act[0]))
+            total, length = float(games.total[0]), int(games.length[0])
+            seen = watch is not None and shown < watched and games.left[0] and not final[0]
+            if seen:
+                show(int(act[0]), total, length)
             envs.send(act)
             outcome = envs.recv()
-            obs, reward, ended, mask = outcome.obs, outcome.reward, outcome.ended, outcome.mask
-            over = ended if outcome.lost is None else ended & ~outcome.lost  # a lost episode is played again
-            if time == len(actions):
-                actions, rewards = (np.concatenate((log, np.zeros_like(log))) for log in (actions, rewards))
-            actions[time], rewards[time] = act, reward
-            time += 1
-            total += reward
-            if over[0]:
-                show(None)
+            obs, mask = outcome.obs, outcome.mask
+            done = games.record(act, outcome)
+            if 0 in done:
+                if seen:
+                    show(None, total + float(outcome.reward[0]), length + 1)
                 shown += 1
-            for i in np.flatnonzero(over & (left > 0)):
-                played.append((int(i), int(start[i]), time, float(total[i])))
-                reports += filter(None, [(outcome.episode_metrics or {}).get(int(i))])
-                left[i] -= 1
-                envs.rest(left == 0)
-            # The step after an end only resets: it belongs to no episode.
-            start[ended] = time + 1
-            total[ended] = 0
-            first, final = final, ended
+            if done:
+                reports += filter(None, map((outcome.episode_metrics or {}).get, done))
+                envs.rest(games.left == 0)
+            first, final = final, outcome.ended
     except Stop:
-        if not played:
+        if not games.played:
             raise RunError("the evaluation was ended before its first episode: nothing to report") from None
-    games = {
-        hashlib.blake2b(actions[begin:end, i].tobytes() + rewards[begin:end, i].tobytes()).digest()
-        for i, begin, end, _ in played
-    }
     return Evaluation(
-        returns=tuple(value for *_, value in played),
-        lengths=tuple(end - begin for _, begin, end, _ in played),
+        returns=tuple(value for *_, value in games.played),
+        lengths=tuple(end - begin for _, begin, end, _ in games.played),
         seed=seed,
         epsilon=epsilon,
-        distinct=len(games),
+        distinct=games.distinct(),
         summary=envs.summarise(reports) if reports else {},
     )
 
