@@ -976,7 +976,7 @@ def test_several_drive_on_servers_of_their_own_and_a_death_is_told_to_the_loop(c
     obs, mask = envs.reset(1)
     assert mask is None
     assert obs["bev"].shape == (2, 14, 84, 84)
-    assert obs["state"].shape == (2, 64)
+    assert obs["state"].shape == (2, 72)
     picture = envs.picture()
     assert picture.shape == (400, 784, 3)
     assert picture.std() > 10

@@ -563,7 +563,8 @@ class Server:
         # No error for a vehicle that has just gone: a Traffic Manager that asks for it would abort.
         actor = self.world.actors.get(number)
         kind = actor.blueprint if actor and actor.slot >= 0 else wire.BLUEPRINTS["vehicle.tesla.model3"]
-        wheel = [3.5, 0.25, 2 * kind.lock, 35.0, 1500.0, 3000.0, 3.0, 20.0, 3000.0, [0.0, 0.0, 0.0]]
+        # 70 degrees: as CARLA says it, of the inner wheel.
+        wheel = [3.5, 0.25, 70.0, 35.0, 1500.0, 3000.0, 3.0, 20.0, 3000.0, [0.0, 0.0, 0.0]]
         torque, steering = [[0.0, 500.0], [5000.0, 500.0]], [[0.0, 1.0], [120.0, 0.5]]
         gears = [[1.0, 0.5, 0.65]]
         head = [torque, 5000.0, 1.0, 0.15, 2.0, 0.35, True, 0.5, 10.0, 4.0, gears, kind.mass, 0.3]
