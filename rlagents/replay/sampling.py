@@ -14,7 +14,7 @@ from torch import Tensor
 from rlagents.types import State
 
 
-def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor], None]:
+def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor | NDArray[np.int64]], None]:
     """Returns what writes rows of a tensor: on the CPU numpy, which starts a small copy in less time.
 
     Args:
@@ -23,11 +23,11 @@ def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor]
     """
     host = to.numpy() if to.device.type == "cpu" else None
 
-    def write(row: slice, value: Tensor) -> None:
+    def write(row: slice, value: Tensor | NDArray[np.int64]) -> None:
         if host is None:
-            to[row] = value[part]
+            to[row] = torch.as_tensor(value)[part]
         else:
-            host[row] = value.numpy()[part]
+            host[row] = (value.numpy() if isinstance(value, Tensor) else value)[part]
 
     return write
 
@@ -78,8 +78,8 @@ class Uniform(Sampler):
 
     def __init__(self, rows: int, generator: torch.Generator) -> None:
         self._queue = torch.zeros(rows, dtype=torch.int64, device=generator.device)
+        self._write = writer(self._queue)
         on_cpu = generator.device.type == "cpu"
-        self._host = self._queue.numpy() if on_cpu else None
         # Start and length, for a recorded graph.
         self._bounds = None if on_cpu else torch.zeros(2, dtype=torch.int64, device=generator.device)
         self._generator = generator
@@ -91,16 +91,10 @@ class Uniform(Sampler):
         rows = len(self._queue)
         at, self._end = self._end % rows, self._end + len(row)
         head = min(len(row), rows - at)
-        self._write(at, row[:head])
+        self._write(slice(at, at + head), row[:head])
         if head < len(row):
-            self._write(0, row[head:])
+            self._write(slice(0, len(row) - head), row[head:])
         self._write_bounds()
-
-    def _write(self, at: int, row: NDArray[np.int64]) -> None:
-        if self._host is None:
-            self._queue[at : at + len(row)] = torch.from_numpy(row)
-        else:
-            self._host[at : at + len(row)] = row
 
     def forbid(self, row: NDArray[np.int64]) -> None:
         """Makes the oldest rows unsampleable."""

@@ -432,11 +432,11 @@ class Actors:
             at = crossing.walker.get_location()
             self._walking[crossing.walker.id] = (crossing, at.x, at.y)
             self._waiting.add(crossing.walker.id)
+        own = Boxes(np.array([[car.x, car.y]]), np.array([car.yaw]), np.array([self._half]))
         for number, (crossing, x, y) in list(self._walking.items()):
             at, (dx, dy) = crossing.walker.get_location(), crossing.direction
             across = math.hypot(at.x - x, at.y - y) >= crossing.until
             ahead = at.x + dx * _CAREFUL, at.y + dy * _CAREFUL
-            own = Boxes(np.array([[car.x, car.y]]), np.array([car.yaw]), np.array([self._half]))
             waits = across or own.hold(*ahead) or vehicles.hold(*ahead)
             if waits != (number in self._waiting):
                 speed = 0.0 if waits else crossing.speed
