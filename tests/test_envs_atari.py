@@ -91,6 +91,32 @@ def test_a_lost_life_terminates_while_the_game_goes_on() -> None:
     assert 4 * games <= lost <= 4 * (games + 2)  # five lives, the fifth ends the game
 
 
+def test_the_next_life_begins_with_fire_and_nothing_else_is_legal() -> None:
+    """Without it, who never presses FIRE would wait for ever: the ball comes with it."""
+    envs = atari(terminal_on_life_loss=True)
+    fire = envs.action_names.index("fire")
+    envs.reset(3)
+    actions, lost, games = np.zeros(2, np.int64), 0, 0
+    for _ in range(400):
+        envs.send(actions)
+        outcome = envs.recv()
+        assert outcome.mask is not None
+        life = outcome.terminated & ~outcome.ended
+        np.testing.assert_array_equal(outcome.mask.sum(1), np.where(life, 1, envs.actions))
+        assert outcome.mask[:, fire].all()
+        actions = np.where(life, fire, 0)
+        lost, games = lost + life.sum(), games + outcome.ended.sum()
+    envs.close()
+    assert games >= 4  # by standing still, but for FIRE
+    assert lost >= 4 * games
+
+
+@pytest.mark.parametrize("table", [{"fire_reset": False}, {"game": "pong"}, {"game": "ms_pacman"}])
+def test_where_no_life_begins_with_fire_every_action_is_legal(table: dict[str, object]) -> None:
+    game = play(atari(terminal_on_life_loss=True, **table), 300)
+    assert all(outcome.mask is None for outcome in game.outcomes)
+
+
 def test_rewards_are_the_games_own() -> None:
     rewards = {float(r) for outcome in play(atari(game="ms_pacman"), 300).outcomes for r in outcome.reward}
     assert max(rewards) >= 10

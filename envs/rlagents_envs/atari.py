@@ -34,10 +34,11 @@ class _Part:
         self.rests = False
         self._busy = False  # sent to and not received from
 
-    def reset(self, seed: int) -> None:
-        """Starts the games anew, game i with seed + i."""
-        self.screens = self.emulators.reset(seed=seed + self.games.start)[0]
+    def reset(self, seed: int) -> NDArray[np.int64]:
+        """Starts the games anew, game i with seed + i; returns their lives, 0 where a game counts none."""
+        self.screens, info = self.emulators.reset(seed=seed + self.games.start)
         self.rests = False
+        return info["lives"]
 
     def send(self, actions: NDArray[np.int64]) -> None:
         """Steps with its share of actions [N], unless it rests."""
@@ -60,7 +61,10 @@ class AtariEnvironments(Environments):
     """N games of one ROM, rewards as the game pays them.
 
     With `terminal_on_life_loss` a lost life terminates while the game goes on; `ended` says when it does
-    not. For pictures a colour emulator plays game 0 once more: same seed, same actions, hence the same game,
+    not. The next life begins as the game did, with FIRE where it needs that: no other action is legal then,
+    or an agent that never learned to press it would wait for ever.
+
+    For pictures a colour emulator plays game 0 once more: same seed, same actions, hence the same game,
     sticky actions and automatic resets included.
 
     Args:
@@ -119,6 +123,9 @@ class AtariEnvironments(Environments):
         names = [action.name for action in self._parts[0].emulators.ale.get_action_set()]
         self.action_names = tuple(str(name).lower() for name in names)
         self.actions = len(names)
+        serves = self._life_loss and config.fire_reset and "fire" in self.action_names
+        self._fire = self.action_names.index("fire") if serves else -1
+        self._lives = False  # whether the game counts any
         self._pending = Pending(config.count, self.actions)
 
     def __del__(self) -> None:
@@ -130,8 +137,7 @@ class AtariEnvironments(Environments):
         self._drain()
         self._pending.restart()
         start = first_seed(seed, self.count)
-        for part in self._all():
-            part.reset(start)
+        self._lives = bool(np.any([part.reset(start).any() for part in self._all()]))
         return _joined([part.screens for part in self._parts]), None
 
     def rest(self, over: Bools) -> None:
@@ -154,8 +160,12 @@ class AtariEnvironments(Environments):
             _joined, zip(*(part.recv() for part in self._parts), strict=True)
         )
         over = terminated & (lives == 0) if self._life_loss else terminated
+        mask = None
+        if self._fire >= 0 and self._lives:
+            mask = np.ones((self.count, self.actions), np.bool_)
+            mask[terminated & ~over] = np.arange(self.actions) == self._fire
         return Outcome(
-            obs, reward.astype(np.float32), terminated, truncated & ~terminated, truncated | over, None
+            obs, reward.astype(np.float32), terminated, truncated & ~terminated, truncated | over, mask
         )
 
     def picture(self) -> NDArray[np.uint8]:

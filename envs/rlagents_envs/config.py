@@ -91,7 +91,8 @@ class Atari(Vectorised):
         default=0.0, ge=0, lt=1, description="probability that the emulator repeats the action before"
     )
     terminal_on_life_loss: bool = Field(
-        default=False, description="a lost life ends the return that is learned, while the game goes on"
+        default=False,
+        description="a lost life ends the return that is learned, while the game goes on, with FIRE first",
     )
     max_frames: int = Field(
         default=108_000, ge=1, description="emulator frames after which a game is truncated"
