@@ -728,7 +728,8 @@ def test_the_server_answers_and_says_what_is_wrong(standin: Standin) -> None:
         assert "argument 1 of destroy_actor" in call("destroy_actor", "me")[0][1][0]
         assert call("destroy_actor", 999) == [[0, ["unable to destroy actor: 999 not found"]]]
         assert call("set_actor_simulate_physics", 999, True) == [[True, ["actor 999 not found"]]]
-        assert "argument 1 of apply_batch" in call("apply_batch", [[[99, []]]], False)
+        assert "argument 1 of apply_batch" in call("apply_batch", 99, False)
+        assert "command must be" in call("apply_batch", [[[99, []]]], False)[0][0][1][0]
         assert "not part" in call("apply_batch", [[[11, [1, [0, 0, 0]]]]], False)[0][0][1][0]
         assert call("load_new_episode", "../../secret.xodr", True, 0)[0][0] is True
         assert call("load_new_episode", "Town01", True, 0)[0][0] is True
@@ -1041,12 +1042,13 @@ def test_client_batches(client: carla.Client, town: carla.World) -> None:
     more = client.apply_batch_sync(
         [
             command.ApplyForce(first, carla.Vector3D(1, 0, 0)),
+            command.ApplyVehicleControl(first, carla.VehicleControl(steer=math.nan)),  # costs no other one
             command.DestroyActor(ids[2]),
             command.DestroyActor(ids[2]),
         ],
         True,
     )
-    assert [bool(answer.error) for answer in more] == [True, False, True]
+    assert [bool(answer.error) for answer in more] == [True, True, False, True]
     town.tick()
     actor = town.get_actor(first)
     assert actor.get_location().distance(carla.Location(spots[40].location.x, spots[40].location.y, 0)) < 0.01

@@ -308,12 +308,17 @@ class Server:
             method, arguments = self.layout.request(request)
             result = self._answers[request.method](*arguments)
             return None if request.id is None else self.layout.reply(request.id, method, result)
-        except ValueError as error:
-            reason = str(error)
         except Exception as error:  # a fault of ours must not end everybody's simulation
-            reason = f"{type(error).__name__} in {request.method}"
-            self._report(f"{reason}\n{traceback.format_exc(limit=-3)}")
+            reason = self._reason(error, request.method)
         return None if request.id is None else self.layout.refusal(request.id, method, reason)
+
+    def _reason(self, error: Exception, method: str) -> str:
+        """Returns what to tell a client about an error; a fault of ours is reported, too."""
+        if isinstance(error, ValueError):
+            return str(error)
+        reason = f"{type(error).__name__} in {method}"
+        self._report(f"{reason}\n{traceback.format_exc(limit=-3)}")
+        return reason
 
     def _actor(self, actor_id: int, prefix: str = "") -> Actor:
         actor = self.world.actors.get(actor_id)
@@ -579,13 +584,19 @@ class Server:
     def _set_vehicle_light_state(self, number: int, lights: tuple[int]) -> None:
         (self._actor(number, "vehicle.").vehicle_lights,) = lights
 
-    def _apply_batch(self, commands: list[tuple[int, tuple[Any, ...]]], then_tick: bool) -> list[object]:
+    def _apply_batch(
+        self, commands: list[tuple[int, tuple[Any, ...]] | WireError], then_tick: bool
+    ) -> list[object]:
+        """Does what can be done: a client whose whole batch fails ends its process, as a Traffic Manager."""
         outcomes: list[object] = []
-        for kind, fields in commands:
+        for each in commands:
             try:
-                outcomes.append([[1, self._command(kind, fields)]])
-            except ValueError as error:
-                outcomes.append([[0, [str(error)]]])
+                if isinstance(each, WireError):
+                    self._report(f"a command of a batch was not heeded: {each}")
+                    raise each
+                outcomes.append([[1, self._command(*each)]])
+            except Exception as error:
+                outcomes.append([[0, [self._reason(error, "apply_batch")]]])
         if then_tick:
             self._tick()
         return outcomes

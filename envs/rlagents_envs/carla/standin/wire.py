@@ -149,6 +149,18 @@ def many(item: Parser) -> Parser:
     return parse
 
 
+def or_error(item: Parser) -> Parser:
+    """Takes what `item` takes; returns the WireError of anything else, where the rest is to go on."""
+
+    def parse(value: object) -> Any:
+        try:
+            return item(value)
+        except WireError as error:
+            return error
+
+    return parse
+
+
 def optional(item: Parser) -> Parser:
     """Takes [false] or [true, value]; returns None or the value."""
 
@@ -303,7 +315,7 @@ _METHODS = {
     "disable_sensor_for_ros": effect_of(actor_id),
     "is_sensor_enabled_for_ros": value_of(actor_id),
     "tick_cue": value_of(),
-    "apply_batch": Method("bare", (many(command), truth)),
+    "apply_batch": Method("bare", (many(or_error(command)), truth)),
     "apply_control_to_vehicle": effect_of(actor_id, control),
     "apply_control_to_walker": effect_of(actor_id, walker_control),
     "set_actor_transform": effect_of(actor_id, transform),
