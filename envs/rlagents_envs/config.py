@@ -196,6 +196,9 @@ class Carla(Vectorised):
     off_route: float = Field(
         default=3.5, gt=0, description="metres beside the route's lane centre that end it"
     )
+    lights: bool = Field(
+        default=True, description="red lights end an episode; false: nobody heeds them but other cars"
+    )
     vehicles: int = Field(
         default=0, ge=0, le=200, description="other cars, driven by CARLA's Traffic Manager"
     )

@@ -226,11 +226,11 @@ class CarlaEnv(gymnasium.Env[Observation, np.int64]):
         progress, self._driven = place.distance - self._driven, place.distance
         metres, closing = self._gap(car, others)
         colour, line = "", math.inf
-        signal = route.next_signal(place.distance)
+        signal = route.next_signal(place.distance) if config.lights else None
         if signal is not None and signal.distance - place.distance < SIGHT:
             colour = self._cast.light(signal.id)
             line = signal.distance - place.distance - self._cast.half_length if colour else math.inf
-        ran = any(
+        ran = config.lights and any(
             place.distance - progress < passed.distance <= place.distance
             and self._cast.light(passed.id) == "red"
             for passed in route.signals
