@@ -463,6 +463,7 @@ def test_unseen_towns_are_of_a_family_that_was_not_trained_on():
     assert Carla(towns=("curves-2",)).suites["empty-unseen"].towns == ("grid-1",)
     again = Carla(towns=("grid-1",), evaluation_towns=("grid-2",))
     assert again.suites["dense-unseen"].towns == ("ring-1",)
+    assert all(suite.lights for suite in Carla(lights=False).suites.values())
     everything = tuple(f"{family}-1" for family in FAMILIES)
     with pytest.raises(ValueError, match=r"env\.evaluation_towns must name a town of another family"):
         _ = Carla(towns=everything).suites
@@ -673,6 +674,17 @@ def test_the_rule_based_driver_arrives_and_cruise_does_not_mind_the_lights(env):
     env.reset(seed=1)
     reasons = {end["reason"] for end in drive(env, 5, "cruise")}
     assert "red_light" in reasons
+
+
+@pytest.mark.carla
+def test_without_lights_nobody_stops_for_them_and_none_ends_an_episode(carla_package):
+    made = make_env(lights=False)
+    made.reset(seed=1)
+    for driver in ("rules", "cruise"):
+        assert [end["reason"] for end in drive(made, 5, driver)] == ["success"] * 5
+        assert not made.moment.light
+        made.reset()
+    made.close()
 
 
 @pytest.mark.carla

@@ -41,7 +41,13 @@ def suites(config: Carla) -> dict[str, Carla]:
         raise ValueError("env.evaluation_towns must name a town of another family than env.towns, got none")
     return {
         f"{name}-{where}": config.model_copy(
-            update={"vehicles": vehicles, "walkers": walkers, "towns": towns, "evaluation_towns": ()}
+            update={
+                "vehicles": vehicles,
+                "walkers": walkers,
+                "lights": True,
+                "towns": towns,
+                "evaluation_towns": (),
+            }
         )
         for where, towns in (("seen", config.towns), ("unseen", tuple(unseen)))
         for name, (vehicles, walkers) in TRAFFIC.items()
