@@ -138,7 +138,7 @@ COARSE = {"env.size", "env.metres", "agent.replay.capacity"}
         (
             "carla-dqn-gym-carla",
             "carla-dqn",
-            {f"env.{name}" for name in ("observations", "camera", "actions", "reward", "speed")}
+            {f"env.{name}" for name in ("observations", "camera", "actions", "reward", "speed", "lights")}
             | COARSE
             | {"agent.reward_transform", "agent.reward_scale"},
         ),
