@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from rlagents.seeding import Streams
-from rlagents.types import Agent, Metrics, Obs, State, Step, each
-from rlagents_envs.vector import Array, Environments, Outcome
-from rlagents_envs.vector import Obs as HostObs
+from rlagents.types import Agent, Metrics, Obs, State, Step
+from rlagents.upload import Upload, share
+from rlagents_envs.vector import Environments, Outcome
 
 _COUNTERS = ("resets", "env_steps", "checksum", "length")
 
@@ -100,12 +100,13 @@ def interact(
     """
     # Where learning takes every core, environments that step meanwhile hold it up for longer than they save.
     spare = agent.device.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1)
+    upload = share if agent.device.type == "cpu" else Upload(envs.layout, agent.device)
     if trail.length and not envs.replayable:
         trail.restart()
     while True:
-        obs, mask = _upload(*envs.reset(trail.seed), agent.device)
         first = torch.ones(envs.count, dtype=torch.bool)
         final = torch.zeros(envs.count, dtype=torch.bool)
+        obs, mask = upload(*envs.reset(trail.seed), first)
         checksum = 0
         for action in trail.actions:
             envs.send(action)
@@ -114,7 +115,7 @@ def interact(
                 raise RuntimeError("an environment failed on the way back to where the run was; resume again")
             checksum = _checksum(outcome, checksum)
             first, final = final, torch.as_tensor(outcome.ended)
-            obs, mask = _upload(outcome.obs, outcome.mask, agent.device)
+            obs, mask = upload(outcome.obs, outcome.mask, first)
         if checksum != trail.checksum:
             raise RuntimeError(
                 "the environments must return to where they were from the same seed and actions, and did "
@@ -136,7 +137,7 @@ def interact(
             astray = envs.replayable and lost is not None
             if astray or trail.env_steps >= reset_every:
                 truncated = truncated | (~final & ~ended)
-            next_obs, next_mask = _upload(outcome.obs, outcome.mask, agent.device)
+            next_obs, next_mask = upload(outcome.obs, outcome.mask, final)
             step = Step(
                 obs=obs,
                 action=action,
@@ -169,15 +170,6 @@ def _closing(obs: Obs, mask: torch.Tensor | None, first: torch.Tensor, count: in
     no = torch.zeros(count, dtype=torch.bool)
     zeros = torch.zeros(count)
     return Step(obs, zeros.long(), zeros, no, no, obs, first, ~no, mask, mask)
-
-
-def _upload(
-    obs: HostObs, mask: NDArray[np.bool_] | None, device: torch.device
-) -> tuple[Obs, torch.Tensor | None]:
-    def tensor(array: Array) -> torch.Tensor:
-        return torch.as_tensor(array).to(device, non_blocking=True)
-
-    return each(tensor, obs), None if mask is None else tensor(mask)
 
 
 def _checksum(outcome: Outcome, checksum: int) -> int:

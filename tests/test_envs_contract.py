@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import rlagents_envs
-from playing import Game, actions_of, assert_fits, assert_same, leaves, make, play
+from playing import Game, actions_of, assert_fits, assert_same, assert_uploaded, leaves, make, play
 from rlagents_envs import Environments
 
 TABLES: dict[str, dict[str, Any]] = {
@@ -103,6 +104,10 @@ def test_a_reset_observation_follows_an_end(envs: tuple[str, Environments], game
                     assert begun[0, 1] == 1
                 case _:
                     pass
+
+
+def test_what_is_uploaded_frame_by_frame_is_what_arrived(envs: tuple[str, Environments], game: Game) -> None:
+    assert_uploaded(envs[1], game, torch.device("cpu"))
 
 
 def test_the_same_seed_and_actions_bring_the_same_game_in_a_fresh_object(

@@ -6,6 +6,7 @@ import torch
 
 import rlagents
 from learning import build
+from playing import assert_uploaded, make, play
 from rlagents import runs
 from rlagents.agents.graph import Captured
 from rlagents.replay import Proportional, Ring, Uniform
@@ -165,6 +166,12 @@ def test_the_ring_gathers_the_same_on_both_devices():
     for mine, theirs in zip(here.gather(rows.cpu(), weight.cpu()), there.gather(rows, weight), strict=True):
         if mine is not None:
             torch.testing.assert_close(mine, theirs.cpu())
+
+
+def test_observations_arrive_as_they_are_while_nobody_waits():
+    envs = make(kind="atari", game="pong", count=4, max_frames=200)
+    assert_uploaded(envs, play(envs, 300), torch.device("cuda"))
+    envs.close()
 
 
 def test_pong_trains_and_is_evaluated_on_the_gpu(tmp_path):
