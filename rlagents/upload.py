@@ -54,10 +54,10 @@ class Upload:
 
     def _leaf(self, name: str, array: Array, opens: Tensor) -> Tensor:
         leaf = self._leaves[name]
+        newest = self._send(f"obs.{name}", array[leaf.newest])
         if leaf.stack == 1:
-            return self._send(f"obs.{name}", array)
-        frame = leaf.shape[0] // leaf.stack
-        newest = self._send(f"obs.{name}", array[:, -frame:])
+            return newest
+        frame = leaf.frame[0]
         if name in self._stacks:
             past = self._stacks[name][:, frame:].masked_fill(opens.view(-1, *[1] * len(leaf.shape)), 0)
         else:

@@ -34,6 +34,16 @@ class Leaf:
     size: int = 0  # of an index: how many values it takes
     scale: float = 1.0  # multiply by this to feed a network: 1/255 for uint8 pixels
 
+    @property
+    def frame(self) -> tuple[int, ...]:
+        """The shape of one frame; of what is no stack, its own."""
+        return (self.shape[0] // self.stack, *self.shape[1:]) if self.shape else ()
+
+    @property
+    def newest(self) -> tuple[slice, ...]:
+        """Where the newest frame lies in observations [N, *shape]."""
+        return () if self.stack == 1 else (slice(None), slice(-self.frame[0], None))
+
 
 Layout: TypeAlias = Leaf | dict[str, Leaf]
 

@@ -83,7 +83,7 @@ class Images(nn.Module):
         self.mean: Tensor | None
         self.register_buffer("mean", torch.zeros(leaf.shape) if subtract_mean else None)
         self._scale = leaf.scale
-        self._frame = leaf.shape[0] // leaf.stack  # channels
+        self._frame = leaf.frame[0]  # channels
         self.layers: list[nn.Conv2d] = []
 
     def _hold(self, norms: list[nn.LayerNorm]) -> None:

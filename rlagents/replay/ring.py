@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlagents.replay.sampling import Sampler, writer
 from rlagents.types import Batch, Obs, Step
-from rlagents_envs.vector import Layout, Leaf
+from rlagents_envs.vector import Layout
 
 _ALONE = ""  # the name of an observation that is no dictionary
 # What is kept of a timestep beside its frames, in one piece, so that writing it is one copy.
@@ -73,7 +73,7 @@ class Ring:
         flat = rows * environments
         # One row more than the ring has stays zero: it stands for every frame before an episode's first.
         self._frames = {
-            name: self._zeros(flat + 1, *_frame(leaf), dtype=_DTYPES[leaf.dtype])
+            name: self._zeros(flat + 1, *leaf.frame, dtype=_DTYPES[leaf.dtype])
             for name, leaf in self._leaves.items()
         }
         self._records = self._zeros(flat, _RECORD.itemsize, dtype=torch.uint8)
@@ -85,7 +85,7 @@ class Ring:
             "age": self._records[:, 10],  # frames of its episode before it, at most 255
         }
         self._write_frames = {
-            name: writer(ring, _newest(self._leaves[name])) for name, ring in self._frames.items()
+            name: writer(ring, self._leaves[name].newest) for name, ring in self._frames.items()
         }
         self._write_records = writer(self._records)
         newest = np.zeros(environments, _RECORD)  # the records of one time, put together here
@@ -235,7 +235,7 @@ class Ring:
         leaf = self._leaves[name]
         if leaf.stack > 1 and self.n_step == 1:  # the stacks share all frames but one: views of one gather
             frames = self._stacked(name, successor, leaf.stack + 1)
-            channels = _frame(leaf)[0]
+            channels = leaf.frame[0]
             return frames[:, :-channels], frames[:, channels:]
         one, other = self._stacked(name, torch.cat((row, successor)), leaf.stack).chunk(2)
         return one, other
@@ -337,7 +337,7 @@ def _write(column: Tensor, rows: Sequence[slice], values: Tensor) -> None:
 def row_bytes(layout: Layout) -> int:
     """Returns the bytes that a timestep takes: its newest frames, its record, its place in the queue."""
     leaves = layout.values() if isinstance(layout, dict) else [layout]
-    frames = (int(np.prod(_frame(leaf))) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+    frames = (int(np.prod(leaf.frame)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
     return sum(frames) + _RECORD.itemsize + np.dtype(np.int64).itemsize
 
 
@@ -347,12 +347,3 @@ def _named(obs: Obs) -> dict[str, Tensor]:
 
 def _joined(obs: dict[str, Tensor]) -> Obs:
     return obs.get(_ALONE, obs)
-
-
-def _frame(leaf: Leaf) -> tuple[int, ...]:
-    return (leaf.shape[0] // leaf.stack, *leaf.shape[1:]) if leaf.shape else ()
-
-
-def _newest(leaf: Leaf) -> tuple[slice, ...]:
-    """Returns where the newest frame of a stacked observation lies."""
-    return () if leaf.stack == 1 else (slice(None), slice(-_frame(leaf)[0], None))
