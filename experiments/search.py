@@ -26,10 +26,11 @@ def dead(run: Path) -> str:
     agent = runs.load(run, device="cpu").agent
     Checkpoints(run).newest(agent.replay)
     agent.replay.reopen()
-    (inputs,) = agent.online.prepare(agent.replay.sample(64).obs)
-    first = agent.online.bodies[0].layers[0]
+    body = agent.online.bodies[0]
+    first, mean = body.layers[0], 0 if body.mean is None else body.mean
+    images = agent.replay.sample(64).obs - mean
     with torch.no_grad():
-        units = F.conv2d(inputs, first.weight / 255, first.bias, first.stride)
+        units = F.conv2d(images, first.weight / 255, first.bias, first.stride)
     alive = int((units > 0).any(3).any(2).any(0).sum())
     return f"{units.shape[1] - alive} of {units.shape[1]}"
 

@@ -91,14 +91,48 @@ def test_the_mean_image_is_subtracted_from_bytes_exactly(narrow):
     plain, centred = network(layout, hidden=[16]), network(layout, hidden=[16], subtract_mean=True)
     if narrow:
         centred.narrow_()
-    (before,) = centred.prepare(obs)
-    assert torch.equal(before.float(), obs.float())
+    assert torch.equal(pixels(centred.prepare(obs)), obs.float())
     centred.centre_(obs)
-    (after,) = centred.prepare(obs)
     newest = obs[:, -1:].float().mean(0).round()
-    assert torch.equal(after.float(), obs.float() - newest)  # of each frame of the stack
+    assert torch.equal(pixels(centred.prepare(obs)), obs.float() - newest)  # of each frame of the stack
     plain.centre_(obs)
-    assert torch.equal(plain.prepare(obs)[0], obs.float())
+    assert torch.equal(pixels(plain.prepare(obs)), obs.float())
+
+
+def pixels(prepared):
+    """Images [B, 4, 84, 84] float32 from the blocks [B, 4 * 4, 4, 21, 21] that lie together for a network."""
+    (blocks,) = prepared
+    return blocks.float().unflatten(1, (4, 4)).permute(0, 3, 4, 1, 5, 2).reshape(-1, 4, 84, 84)
+
+
+@pytest.mark.parametrize("body", ["nature_cnn", "arcade_cnn", "residual_cnn"])
+def test_a_convolution_over_blocks_is_the_one_over_pixels(body):
+    layout, obs = LAYOUTS["atari"]
+    net = network(layout, body=body, hidden=[16], subtract_mean=True)
+    net.centre_(obs)
+    units = net.bodies[0](net.prepare(obs)[0])
+    units.square().sum().backward()
+    seen = [parameter.grad.clone() for parameter in net.bodies[0].parameters()]
+    net.zero_grad()
+    x, layers = (obs.float() - net.bodies[0].mean) / 255, iter(net.bodies[0].convolutions)
+    for _ in range(3 if body == "nature_cnn" else 2):
+        x = torch.relu(next(layers)(x))
+        for _ in range(2 if body == "residual_cnn" and x.shape[-1] == 20 else 0):
+            inner = torch.relu(next(layers)(x))
+            x = torch.relu(x + next(layers)(inner))
+    x.square().sum().backward()
+    torch.testing.assert_close(units, x.permute(0, 2, 3, 1).flatten(1), atol=1e-5, rtol=1e-4)
+    for parameter, gradient in zip(net.bodies[0].parameters(), seen, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_images_that_are_no_whole_blocks_are_seen_pixel_by_pixel():
+    layout = Leaf("pixels", (1, 42, 50), "uint8", scale=1 / 255)
+    obs = torch.randint(0, 255, (3, 1, 42, 50), dtype=torch.uint8)
+    net = network(layout, body="nature_cnn", hidden=[16], subtract_mean=True)
+    net.centre_(obs)
+    (prepared,) = net.prepare(obs)
+    assert torch.equal(prepared, obs.float() - obs.float().mean(0).round())
 
 
 def test_a_still_background_does_not_reach_the_units_of_a_centred_network():

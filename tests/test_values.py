@@ -109,6 +109,15 @@ def test_the_gradient_of_the_categorical_loss_is_prediction_less_goal():
     torch.testing.assert_close(CATEGORICAL.error(params, goal, loss), divergence)
 
 
+def test_where_only_chance_is_left_quantiles_are_not_wrong():
+    params = torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    goal = torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.5, 0.5]])
+    values = Quantile(3)
+    loss = values.loss(params, goal)
+    assert loss.min() > 0
+    assert values.error(params, goal, loss).tolist() == [0.0, 0.5]
+
+
 @pytest.mark.parametrize("asked", [False, True])
 @pytest.mark.parametrize("delta", [0.3, 1.0, 2.0])
 def test_quantile_huber_losses_and_gradients_are_those_of_the_sum_written_out(delta, asked):

@@ -185,15 +185,33 @@ class Quantile:
         """
         if fractions is None:
             fractions = midpoints(params.shape[1], params.device)
+        with torch.no_grad():
+            value, slope = self._huber(params, goal, fractions)
+        # The value as it is, with the slope that is known already: autograd would take three times as long.
+        return value - (slope * (params - params.detach())).sum(1)
+
+    def _huber(self, params: Tensor, goal: Tensor, fractions: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns losses [B], and how fast they fall as each of the params [B, Z] rises.
+
+        With c = u clipped to [-delta, delta], Huber(u) = c (u - c / 2) and its slope is c. Goals above the
+        prediction count fraction_i, those below 1 - fraction_i.
+        """
+        delta = self.huber_delta
         error = goal[:, None] - params[..., None]  # [B, Z, Z of the goal]
-        huber = F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=self.huber_delta)
-        share = fractions[..., None]
-        weight = torch.where(error < 0, 1 - share, share)
-        return (weight * huber).mean(2).sum(1) / self.huber_delta
+        loss, slope = torch.zeros_like(params), torch.zeros_like(params)
+        for share, low, high in ((fractions, 0.0, delta), (1 - fractions, -delta, 0.0)):
+            clipped = error.clamp(low, high)
+            slope += share * clipped.mean(2)
+            loss += share * clipped.mul_(error - clipped / 2).mean(2)
+        return loss.sum(1) / delta, slope / delta
 
     def error(self, params: Tensor, goal: Tensor, loss: Tensor) -> Tensor:
-        """Returns the loss."""
-        return loss
+        """Returns the size of the difference of the means.
+
+        The loss would not do: where the return is a matter of chance, it stays high however good the
+        prediction, and such rows would be drawn again and again.
+        """
+        return (params.mean(1) - goal.mean(1)).abs()
 
 
 def midpoints(count: int, device: torch.device) -> Tensor:

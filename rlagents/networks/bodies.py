@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rlagents_envs.vector import Layout, Leaf
 
+_WORD = 4  # bytes that move together
 SMALL = 36  # pixels below which the Nature CNN has nothing left to look at
 
 
@@ -116,39 +117,78 @@ class Images(nn.Module):
 
 
 class Convolutions(Images):
-    """Convolutions with ReLU between them, in channels-last memory.
+    """Convolutions with ReLU after each, in channels-last memory; some with residual blocks behind them.
+
+    A block is the basic one of He et al. 2016, without batch normalisation: ReLU(x + b(ReLU(a(x)))), where a
+    and b are convolutions of 3x3 pixels that keep the shape.
 
     Args:
         leaf: an image, [channels, height, width].
-        layers: (channels, kernel, stride) of each convolution.
-        layer_norm: normalise each convolution's output over channels and pixels, before the ReLU.
+        layers: (channels, kernel, stride, blocks) of each convolution.
+        layer_norm: normalise what each ReLU gets over channels and pixels.
         subtract_mean: have a mean image that is subtracted.
     """
 
     def __init__(
-        self, leaf: Leaf, layers: tuple[tuple[int, int, int], ...], *, layer_norm: bool, subtract_mean: bool
+        self,
+        leaf: Leaf,
+        layers: tuple[tuple[int, int, int, int], ...],
+        *,
+        layer_norm: bool,
+        subtract_mean: bool,
     ) -> None:
         super().__init__(leaf, subtract_mean=subtract_mean)
         channels, height, width = leaf.shape
         norms: list[nn.LayerNorm] = []
-        for out, kernel, stride in layers:
+        self._blocks = [blocks for *_, blocks in layers]
+        for out, kernel, stride, blocks in layers:
             kernel = min(kernel, height, width)
             self.layers.append(nn.Conv2d(channels, out, kernel, stride))
+            self.layers += [nn.Conv2d(out, out, 3, padding=1) for _ in range(2 * blocks)]
             channels = out
             height, width = ((side - kernel) // stride + 1 for side in (height, width))
             if layer_norm:
-                norms.append(nn.LayerNorm([height, width, channels]))
+                norms += [nn.LayerNorm([height, width, channels]) for _ in range(1 + 2 * blocks)]
         self._hold(norms)
         self.features = channels * height * width
+        first = self.layers[0]
+        sizes = (*leaf.shape[1:], *first.kernel_size)
+        self._folds = (
+            leaf.dtype == "uint8" and first.stride == (_WORD, _WORD) and not any(n % _WORD for n in sizes)
+        )
+
+    def prepare(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns images [B, *O] as `forward` wants them, unscaled: bytes are exact in bfloat16.
+
+        Where the first convolution goes in steps of four pixels, a picture is a grid of blocks of 4x4 pixels
+        that lie together: [B, 16, channels, height / 4, width / 4]. Four bytes move as one word, and the
+        convolution becomes a small one over blocks, with 16 numbers next to each other instead of 4.
+        """
+        if not self._folds:
+            return super().prepare(x, dtype)
+        x = _folded(x).to(dtype)
+        if self.mean is not None:  # differences of bytes are exact in bfloat16, too
+            x -= _folded(self.mean.byte()).to(dtype)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [B, features]; what is scaled is the first weights, which are fewer than the pixels."""
-        for index, layer in enumerate(self.layers):
+        layers, norms = iter(self.layers), iter(self.norms)
+
+        def fired(x: Tensor) -> Tensor:
+            return F.relu(_normalised(x, next(norms)) if self.norms else x, inplace=True)
+
+        for index, blocks in enumerate(self._blocks):
+            layer = next(layers)
             weight = layer.weight if index else layer.weight * self._scale
-            x = F.conv2d(x, weight, layer.bias, layer.stride)
-            if self.norms:
-                x = _normalised(x, self.norms[index])
-            x = F.relu(x, inplace=True)
+            if self._folds and not index:
+                x = F.conv3d(x, _blocks(weight), layer.bias).squeeze(2)
+            else:
+                x = F.conv2d(x, weight, layer.bias, layer.stride)
+            x = fired(x)
+            for _ in range(blocks):
+                inner = fired(next(layers)(x))
+                x = fired(next(layers)(inner).add_(x))
         return x.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory: no copy
 
 
@@ -197,16 +237,35 @@ class Residual(Images):
         return fired(x).permute(0, 2, 3, 1).flatten(1)  # as it lies in memory: no copy
 
 
+def _folded(x: Tensor) -> Tensor:
+    """Returns bytes [*, C, H, W] as blocks of 4x4 that lie together, [*, 16, C, H / 4, W / 4]."""
+    *batch, channels, height, width = x.shape
+    words = x.view(torch.int32).view(-1, channels, height // _WORD, _WORD, width // _WORD)
+    blocks = words.transpose(3, 4).contiguous().view(torch.uint8)  # [*, C, H / 4, W / 4, 16]
+    return blocks.view(*batch, channels, height // _WORD, width // _WORD, -1).movedim(-1, -4)
+
+
+def _blocks(weight: Tensor) -> Tensor:
+    """Returns the weights [O, C, 4 a, 4 b] of a convolution in steps of 4 pixels as those over blocks.
+
+    These are [O, 16, C, a, b], with one step at a time over blocks, and over all channels at once.
+    """
+    out, channels, height, width = weight.shape
+    pixels = weight.reshape(out, channels, height // _WORD, _WORD, width // _WORD, _WORD)
+    return pixels.permute(0, 3, 5, 1, 2, 4).reshape(out, -1, channels, height // _WORD, width // _WORD)
+
+
 def _normalised(x: Tensor, norm: nn.Module) -> Tensor:
     """Returns images normalised over height, width and channels, as they lie in memory."""
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 _STAGES = (16, 32, 32)  # channels of the residual network
-LAYERS = {  # channels, kernel, stride
-    "nature_cnn": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),  # Mnih et al. 2015, extended data table 1
-    "arcade_cnn": ((16, 8, 4), (32, 4, 2)),  # Mnih et al. 2013, section 4.1: a third of the arithmetic
-    "small_cnn": ((32, 3, 1), (64, 3, 1)),  # for grids of a few cells, where each pixel is one thing
+LAYERS = {  # channels, kernel, stride, residual blocks
+    "nature_cnn": ((32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0)),  # Mnih et al. 2015, extended data table 1
+    "arcade_cnn": ((16, 8, 4, 0), (32, 4, 2, 0)),  # Mnih et al. 2013, section 4.1: a third of the arithmetic
+    "residual_cnn": ((32, 8, 4, 2), (32, 4, 2, 0)),  # ours: learns from half the frames, at twice the price
+    "small_cnn": ((32, 3, 1, 0), (64, 3, 1, 0)),  # for grids of a few cells, where each pixel is one thing
 }
 
 
