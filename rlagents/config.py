@@ -342,6 +342,9 @@ class DQN(NetworkLearner, ReplayLearner):
     double: bool = Field(
         default=False, description="online network chooses, target network values (van Hasselt et al. 2016)"
     )
+    cut_traces: bool = Field(
+        default=False, description="n-step returns end before the next action that was not greedy"
+    )
     reset_head_every: int = Field(
         default=0, ge=0, description="env steps after which the last layers start anew; 0: never"
     )
@@ -473,6 +476,12 @@ def _network_rules(agent: DQN | PQN) -> Iterator[_Rule]:
             "network.noisy",
             "be true where agent.exploration.kind is noisy",
             ": nothing else would explore",
+        )
+        yield (
+            agent.cut_traces and agent.n_step == 1,
+            "n_step",
+            "be above 1 for agent.cut_traces to cut anything",
+            "",
         )
         yield (
             agent.munchausen.share > 0 and agent.double,

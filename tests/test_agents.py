@@ -64,22 +64,39 @@ def test_n_step_targets_in_a_table_agree_with_one_step_ones_where_one_action_lea
 
 @pytest.mark.parametrize("target", ["none", "fixed", "soft"])
 @pytest.mark.parametrize(
-    ("n_step", "double", "dueling"), [(1, False, False), (3, True, True), (1, True, False)]
+    ("n_step", "double", "dueling", "cut"),
+    [(1, False, False, False), (3, True, True, False), (1, True, False, False), (3, True, False, True)],
 )
-def test_the_network_reaches_the_exact_values_of_the_corridor(target, n_step, double, dueling):
+def test_the_network_reaches_the_exact_values_of_the_corridor(target, n_step, double, dueling, cut):
     extra = {"none": {}, "fixed": {"sync_every": 50}, "soft": {"rate": 0.05}}[target]
     q, exact = learn_corridor(
         5000,
         **CORRIDOR_DQN,
         n_step=n_step,
         double=double,
+        cut_traces=cut,
         exploration={"kind": "epsilon", "start": 1.0, "end": 0.5, "steps": 2000},
         target={"kind": target, **extra},
         network={"hidden": [32], "dueling": dueling},
         replay={"capacity": 2000},
     )
-    if n_step == 1:
+    if n_step == 1 or cut:  # what exploring actions bring is in the others
         np.testing.assert_allclose(q, exact, atol=0.05)
+
+
+def test_returns_are_cut_before_actions_that_were_not_greedy():
+    envs = make(kind="corridor", count=4)
+    explores = {"kind": "epsilon", "start": 0.5, "end": 0.5, "steps": 0}
+    agent = build(envs.layout, envs.actions, **CORRIDOR_DQN, n_step=3, cut_traces=True, exploration=explores)
+    seen = []
+    for step, _ in interact(envs, agent, Trail(Streams(0), 4, envs.actions), reset_every=10**9):
+        seen.append(step.action != agent.q_values(step.obs).argmax(1))
+        if len(seen) == 50:  # nothing is learned yet
+            break
+    row = torch.arange(4 * 50)
+    cut = agent.replay._columns["cut"][row].view(50, 4)
+    assert torch.equal(cut, torch.stack(seen))
+    assert 0.1 < cut.float().mean() < 0.4
 
 
 def test_each_environment_has_a_coin_of_its_own():

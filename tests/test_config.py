@@ -204,6 +204,10 @@ def test_all_that_contradicts_each_other_is_told_at_once() -> None:
             ),
         ),
         (
+            ["agent.n_step=1", "agent.cut_traces=true"],
+            "agent.n_step must be above 1 for agent.cut_traces to cut anything, got 1",
+        ),
+        (
             ["agent.munchausen.share=0.9", "agent.double=true"],
             (
                 "agent.double must be false where agent.munchausen.share is not 0, got true: soft values "

@@ -42,6 +42,7 @@ class Naive:
     def __init__(self, environments, stack, length, seed, *, life_losses=False, masks=False):
         rng = np.random.default_rng(seed)
         self.steps, self.log, self.stack = [], [[] for _ in range(environments)], stack
+        self.cut = rng.random((length, environments)) < (0.2 if life_losses else 0)
         first, final = np.ones(environments, bool), np.zeros(environments, bool)
         history = [[] for _ in range(environments)]
         number = 1
@@ -89,7 +90,7 @@ class Naive:
             k += 1
             if terminated:
                 discount = 0.0
-            if terminated or truncated:
+            if terminated or truncated or self.cut[t + k, i]:
                 break
         return (
             self.log[i][t][0],
@@ -118,8 +119,8 @@ def test_every_sampleable_row_is_the_transition_built_by_hand(n_step, stack, row
     environments, length = 3, 150
     naive = Naive(environments, stack, length, n_step * 100 + rows, life_losses=life_losses, masks=True)
     replay = ring(layout_of(stack), environments=environments, rows=rows, n_step=n_step)
-    for step in naive.steps:
-        replay.add(step, step.reward)
+    for step, cut in zip(naive.steps, naive.cut, strict=True):
+        replay.add(step, step.reward, torch.from_numpy(cut) if life_losses else None)
     row = sampleable(replay)
     expected = [
         (t, i)

@@ -27,6 +27,8 @@ class Actor:
         self.env_steps: int = 0
         self.learner_steps: int = 0
         self._ties, self._explorer = ties, exploration.make(config, ties=ties)
+        self._notes_exploring = False
+        self._explored: Tensor | None = None  # [N] whether the newest actions were not greedy, if noted
         # And, by the subclass, what learner steps draw from.
         self._random: dict[str, torch.Generator] = {
             "exploration": task.streams.torch("exploration", task.device)
@@ -50,7 +52,10 @@ class Actor:
         generator = generator or self._random["exploration"]
         if epsilon is None:
             values = self._values_to_explore(obs, mask, first, generator)
-            return self._explorer.choose(values, self.env_steps, generator, mask)
+            action = self._explorer.choose(values, self.env_steps, generator, mask)
+            if self._notes_exploring:
+                self._explored = action != exploration.legal_values(values, mask).argmax(1)
+            return action
         ties = self._ties and epsilon > 0
         return exploration.epsilon_greedy(self._values_of(obs), epsilon, generator, mask, ties=ties)
 

@@ -5,6 +5,9 @@
 where the chooser is the target network or, for double Q-learning, the online one; without a target network
 both are the online one. Departures from the paper: Adam instead of RMSProp, one coin per environment.
 
+With `cut_traces`, an n-step return ends before the next action that was not greedy when it was taken
+(Watkins 1989), and bootstraps there: what an exploring action brought is no merit of those before it.
+
 Soft values (Munchausen, Vieillard et al. 2020) take the policy softmax(Q_target / temperature) in place of
 the maximum. What a value is, how the replay is sampled and how actions are explored are objects of their own.
 """
@@ -54,6 +57,7 @@ class DQN(NetworkAgent[Config]):
         # One noise for a whole batch that is learned, as in the paper; one for each environment that acts.
         self._noise = Noise(self._random["noise"]) if config.network.noisy else None
         self._reward_factor = torch.ones((), device=self.device)
+        self._notes_exploring = config.cut_traces
         self._prioritised = config.replay.sampling.kind != "uniform"
         self._norm: list[Tensor] = []  # of the newest gradient, where it is limited
         self.replay = make_replay(config, task, self._random["replay"])
@@ -72,7 +76,8 @@ class DQN(NetworkAgent[Config]):
     def observe(self, step: Step) -> None:
         """Stores one step."""
         super().observe(step)
-        self.replay.add(step, transformed(step.reward, self.config))
+        cut = None if self._explored is None else self._explored.cpu()
+        self.replay.add(step, transformed(step.reward, self.config), cut)
 
     def learn(self) -> Metrics:
         """Does the learner steps, and renews the target, that the env steps so far have made due."""

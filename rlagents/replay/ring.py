@@ -22,8 +22,8 @@ _ALONE = ""  # the name of an observation that is no dictionary
 # What is kept of a timestep beside its frames, in one piece, so that writing it is one copy.
 _RECORD = np.dtype(
     {
-        "names": ["reward", "action", "terminated", "ended", "age"],
-        "formats": ["f4", "i4", "?", "?", "u1"],
+        "names": ["reward", "action", "terminated", "ended", "age", "cut"],
+        "formats": ["f4", "i4", "?", "?", "u1", "?"],
         "itemsize": 12,
     }
 )
@@ -83,6 +83,7 @@ class Ring:
             "terminated": self._records[:, 8].view(torch.bool),
             "ended": self._records[:, 9].view(torch.bool),  # no return reaches across
             "age": self._records[:, 10],  # frames of its episode before it, at most 255
+            "cut": self._records[:, 11].view(torch.bool),  # returns from before end here, and bootstrap
         }
         self._write_frames = {
             name: writer(ring, self._leaves[name].newest) for name, ring in self._frames.items()
@@ -112,12 +113,13 @@ class Ring:
         """Bytes of the rows when full."""
         return sum(t.nbytes for t in [*self._frames.values(), self._records])
 
-    def add(self, step: Step, reward: Tensor) -> None:
+    def add(self, step: Step, reward: Tensor, cut: Tensor | None = None) -> None:
         """Writes one timestep of every environment.
 
         Args:
             step: what happened; of stacked observations only the newest frame is kept.
             reward: [N] float32, what is to be learned in place of `step.reward`.
+            cut: [N] bool, whether returns from before end ahead of this action; None: nowhere.
         """
         self._forbid(self.time - self.rows + self.stack - 1)
         slot = self.time % self.rows
@@ -135,6 +137,7 @@ class Ring:
         record["action"][:] = step.action.numpy()
         record["terminated"][:] = step.terminated.numpy()
         np.logical_or(record["terminated"], step.truncated.numpy(), out=record["ended"])
+        record["cut"][:] = False if cut is None else cut.numpy()
         self._write_records(row, self._newest_bytes)
         self._write_mask([row], step.mask)
         self._final[slot] = final
@@ -192,8 +195,8 @@ class Ring:
         """Returns `size` n-step transitions, drawn by the sampler with replacement.
 
         reward = sum over k < m of discount**k * reward[t + k] and discount = discount**m, where m is n or the
-        number of steps to the end of the episode; the discount is 0 after a termination, and a truncation
-        bootstraps from the final observation.
+        number of steps to the end of the episode or to a cut; the discount is 0 after a termination, and a
+        truncation bootstraps from the final observation.
         """
         row, weight = self.sampler.draw(size)  # [B]
         return self.gather(row, weight)
@@ -212,7 +215,7 @@ class Ring:
             discount = self._powers[1] * ~over
         else:
             live = torch.ones_like(rewards)  # [B, n] whether step k belongs to the return
-            live[:, 1:] = (~ended[:, :-1]).cumprod(1)
+            live[:, 1:] = (~(ended[:, :-1] | columns["cut"][path[:, 1:]])).cumprod(1)
             reward = (live * rewards) @ self._powers[:-1]
             taken = live.sum(1).long()  # [B]
             discount = self._powers[taken] * ~(terminated & (live > 0)).any(1)
@@ -265,7 +268,8 @@ class Ring:
         stop = start + len(parts["final"])
         rows = self._pieces(start, stop)
         for name, column in self._columns.items():
-            _write(column, rows, parts[name])
+            if name in parts:  # checkpoints from before there were cuts have none
+                _write(column, rows, parts[name])
         for name, ring in self._frames.items():
             _write(ring, rows, parts[f"obs.{name}"])
         self._write_mask(rows, parts.get("mask"))
