@@ -245,7 +245,7 @@ class Munchausen(Model):
 class Network(Model):
     """What stands between the observation and the values."""
 
-    body: Literal["auto", "mlp", "nature_cnn", "arcade_cnn", "residual_cnn", "small_cnn", "impala"] = Field(
+    body: Literal["auto", "mlp", "nature_cnn", "arcade_cnn", "small_cnn", "impala"] = Field(
         default="auto", description="auto: by the observation space, each input of a dictionary on its own"
     )
     hidden: Widths = Field(

@@ -117,38 +117,28 @@ class Images(nn.Module):
 
 
 class Convolutions(Images):
-    """Convolutions with ReLU after each, in channels-last memory; some with residual blocks behind them.
-
-    A block is the basic one of He et al. 2016, without batch normalisation: ReLU(x + b(ReLU(a(x)))), where a
-    and b are convolutions of 3x3 pixels that keep the shape.
+    """Convolutions with ReLU between them, in channels-last memory.
 
     Args:
         leaf: an image, [channels, height, width].
-        layers: (channels, kernel, stride, blocks) of each convolution.
-        layer_norm: normalise what each ReLU gets over channels and pixels.
+        layers: (channels, kernel, stride) of each convolution.
+        layer_norm: normalise each convolution's output over channels and pixels, before the ReLU.
         subtract_mean: have a mean image that is subtracted.
     """
 
     def __init__(
-        self,
-        leaf: Leaf,
-        layers: tuple[tuple[int, int, int, int], ...],
-        *,
-        layer_norm: bool,
-        subtract_mean: bool,
+        self, leaf: Leaf, layers: tuple[tuple[int, int, int], ...], *, layer_norm: bool, subtract_mean: bool
     ) -> None:
         super().__init__(leaf, subtract_mean=subtract_mean)
         channels, height, width = leaf.shape
         norms: list[nn.LayerNorm] = []
-        self._blocks = [blocks for *_, blocks in layers]
-        for out, kernel, stride, blocks in layers:
+        for out, kernel, stride in layers:
             kernel = min(kernel, height, width)
             self.layers.append(nn.Conv2d(channels, out, kernel, stride))
-            self.layers += [nn.Conv2d(out, out, 3, padding=1) for _ in range(2 * blocks)]
             channels = out
             height, width = ((side - kernel) // stride + 1 for side in (height, width))
             if layer_norm:
-                norms += [nn.LayerNorm([height, width, channels]) for _ in range(1 + 2 * blocks)]
+                norms.append(nn.LayerNorm([height, width, channels]))
         self._hold(norms)
         self.features = channels * height * width
         first = self.layers[0]
@@ -160,11 +150,11 @@ class Convolutions(Images):
     def prepare(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns images [B, *O] as `forward` wants them, unscaled: bytes are exact in bfloat16.
 
-        Where the first convolution goes in steps of four pixels, a picture is a grid of blocks of 4x4 pixels
-        that lie together: [B, 16, channels, height / 4, width / 4]. Four bytes move as one word, and the
-        convolution becomes a small one over blocks, with 16 numbers next to each other instead of 4.
+        On a CPU, where the first convolution goes in steps of four pixels, a picture is a grid of blocks of
+        4x4 pixels that lie together: [B, 16, channels, height / 4, width / 4]. Four bytes move as one word,
+        and the convolution becomes a small one over blocks, with 16 numbers side by side instead of 4.
         """
-        if not self._folds:
+        if not self._folds or x.device.type != "cpu":
             return super().prepare(x, dtype)
         x = _folded(x).to(dtype)
         if self.mean is not None:  # differences of bytes are exact in bfloat16, too
@@ -173,22 +163,15 @@ class Convolutions(Images):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [B, features]; what is scaled is the first weights, which are fewer than the pixels."""
-        layers, norms = iter(self.layers), iter(self.norms)
-
-        def fired(x: Tensor) -> Tensor:
-            return F.relu(_normalised(x, next(norms)) if self.norms else x, inplace=True)
-
-        for index, blocks in enumerate(self._blocks):
-            layer = next(layers)
+        for index, layer in enumerate(self.layers):
             weight = layer.weight if index else layer.weight * self._scale
-            if self._folds and not index:
+            if x.dim() == 5:
                 x = F.conv3d(x, _blocks(weight), layer.bias).squeeze(2)
             else:
                 x = F.conv2d(x, weight, layer.bias, layer.stride)
-            x = fired(x)
-            for _ in range(blocks):
-                inner = fired(next(layers)(x))
-                x = fired(next(layers)(inner).add_(x))
+            if self.norms:
+                x = _normalised(x, self.norms[index])
+            x = F.relu(x, inplace=True)
         return x.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory: no copy
 
 
@@ -261,11 +244,10 @@ def _normalised(x: Tensor, norm: nn.Module) -> Tensor:
 
 
 _STAGES = (16, 32, 32)  # channels of the residual network
-LAYERS = {  # channels, kernel, stride, residual blocks
-    "nature_cnn": ((32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0)),  # Mnih et al. 2015, extended data table 1
-    "arcade_cnn": ((16, 8, 4, 0), (32, 4, 2, 0)),  # Mnih et al. 2013, section 4.1: a third of the arithmetic
-    "residual_cnn": ((32, 8, 4, 2), (32, 4, 2, 0)),  # ours: learns from half the frames, at twice the price
-    "small_cnn": ((32, 3, 1, 0), (64, 3, 1, 0)),  # for grids of a few cells, where each pixel is one thing
+LAYERS = {  # channels, kernel, stride
+    "nature_cnn": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),  # Mnih et al. 2015, extended data table 1
+    "arcade_cnn": ((16, 8, 4), (32, 4, 2)),  # Mnih et al. 2013, section 4.1: a third of the arithmetic
+    "small_cnn": ((32, 3, 1), (64, 3, 1)),  # for grids of a few cells, where each pixel is one thing
 }
 
 

@@ -137,8 +137,11 @@ class Ring:
         record["action"][:] = step.action.numpy()
         record["terminated"][:] = step.terminated.numpy()
         np.logical_or(record["terminated"], step.truncated.numpy(), out=record["ended"])
-        record["cut"][:] = False if cut is None else cut.numpy()
+        if cut is not None:
+            record["cut"][:] = cut.numpy()
         self._write_records(row, self._newest_bytes)
+        if cut is not None:
+            record["cut"][:] = False
         self._write_mask([row], step.mask)
         self._final[slot] = final
         self.time += 1
