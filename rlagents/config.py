@@ -199,6 +199,15 @@ class CategoricalValues(Model):
         return self
 
 
+QuantileError = Annotated[
+    Literal["loss", "mean"],
+    Field(
+        description="what priorities go by; loss stays high where the return is a matter of chance, the "
+        "difference of the means does not"
+    ),
+]
+
+
 class QuantileValues(Model):
     """Quantiles of the return per action, at fixed fractions: QR-DQN (Dabney et al. 2018)."""
 
@@ -207,6 +216,7 @@ class QuantileValues(Model):
         default=51, ge=1, description="per action; the paper has 200, whose loss costs 15 times that of 51"
     )
     huber_delta: HuberDelta = 1.0
+    error: QuantileError = "loss"
 
 
 class ImplicitQuantileValues(Model):
@@ -220,6 +230,7 @@ class ImplicitQuantileValues(Model):
     )
     cosines: int = Field(default=64, ge=1, description="cosines of a fraction that the network reads")
     huber_delta: HuberDelta = 1.0
+    error: QuantileError = "loss"
 
 
 Values = Annotated[

@@ -109,13 +109,13 @@ def test_the_gradient_of_the_categorical_loss_is_prediction_less_goal():
     torch.testing.assert_close(CATEGORICAL.error(params, goal, loss), divergence)
 
 
-def test_where_only_chance_is_left_quantiles_are_not_wrong():
+def test_where_only_chance_is_left_the_means_of_quantiles_are_not_wrong():
     params = torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     goal = torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.5, 0.5]])
-    values = Quantile(3)
-    loss = values.loss(params, goal)
+    loss = Quantile(3).loss(params, goal)
     assert loss.min() > 0
-    assert values.error(params, goal, loss).tolist() == [0.0, 0.5]
+    assert torch.equal(Quantile(3).error(params, goal, loss), loss)
+    assert Quantile(3, error_of="mean").error(params, goal, loss).tolist() == [0.0, 0.5]
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -4,7 +4,7 @@ Frozen objects without parameters. Losses are per sample; weights and means are 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -74,10 +74,10 @@ def make(config: Config) -> Values:
         case CategoricalValues():
             return Categorical(config.low, config.high, config.atoms)
         case QuantileValues():
-            return Quantile(config.quantiles, config.huber_delta)
+            return Quantile(config.quantiles, config.huber_delta, error_of=config.error)
         case ImplicitQuantileValues():
             asked = Fractions(config.learned, config.goals, config.choice, config.cosines)
-            return Quantile(1, config.huber_delta, asked)
+            return Quantile(1, config.huber_delta, asked, config.error)
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,7 @@ class Quantile:
     width: int = 51
     huber_delta: float = 1.0
     fractions: Fractions | None = None
+    error_of: Literal["loss", "mean"] = "loss"
 
     def mean(self, params: Tensor) -> Tensor:
         """Returns the mean of the quantiles."""
@@ -206,12 +207,11 @@ class Quantile:
         return loss.sum(1) / delta, slope / delta
 
     def error(self, params: Tensor, goal: Tensor, loss: Tensor) -> Tensor:
-        """Returns the size of the difference of the means.
+        """Returns the loss, or the size of the difference of the means.
 
-        The loss would not do: where the return is a matter of chance, it stays high however good the
-        prediction, and such rows would be drawn again and again.
+        The loss is not zero where the return is a matter of chance, however good the prediction.
         """
-        return (params.mean(1) - goal.mean(1)).abs()
+        return loss if self.error_of == "loss" else (params.mean(1) - goal.mean(1)).abs()
 
 
 def midpoints(count: int, device: torch.device) -> Tensor:
