@@ -353,9 +353,6 @@ class DQN(NetworkLearner, ReplayLearner):
     double: bool = Field(
         default=False, description="online network chooses, target network values (van Hasselt et al. 2016)"
     )
-    clip_double: bool = Field(
-        default=False, description="of the values by both networks, the lower (Fujimoto et al. 2018)"
-    )
     cut_traces: bool = Field(
         default=False, description="n-step returns end before the next action that was not greedy"
     )
@@ -490,18 +487,6 @@ def _network_rules(agent: DQN | PQN) -> Iterator[_Rule]:
             "network.noisy",
             "be true where agent.exploration.kind is noisy",
             ": nothing else would explore",
-        )
-        yield (
-            agent.clip_double and not agent.double,
-            "double",
-            "be true for agent.clip_double to have two values",
-            "",
-        )
-        yield (
-            agent.clip_double and agent.values.kind == "iqn",
-            "clip_double",
-            "be false where agent.values.kind is iqn",
-            ", whose networks are asked for different fractions",
         )
         yield (
             agent.cut_traces and agent.n_step == 1,

@@ -323,30 +323,6 @@ def test_normalised_rewards_are_divided_by_the_deviation_of_the_returns():
     torch.testing.assert_close(goal, expected)
 
 
-@pytest.mark.parametrize("values", [{"kind": "scalar"}, {"kind": "quantile", "quantiles": 5}])
-def test_clipped_double_goals_count_the_lower_of_both_values(values):
-    vector = Leaf("vector", (3,), "float32")
-    agent = build(vector, 4, kind="dqn", double=True, clip_double=True, values=values)
-    with torch.no_grad():  # so that either network has the lower value somewhere
-        for parameter in agent.target.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    draw = torch.Generator().manual_seed(0)
-    obs, zeros = torch.randn(64, 3, generator=draw), torch.zeros(64)
-    batch = Batch(obs, zeros.long(), zeros, torch.full((64,), 0.5), obs, zeros.long(), zeros + 1)
-    with torch.no_grad():
-        goal = agent._goal(batch, agent.working.prepare(obs))
-        theirs, ours = agent.target(obs), agent.online(obs)  # [B, A, Z]
-    best = ours.mean(2).argmax(1)
-    picked = [
-        min(theirs[row, action], ours[row, action], key=lambda value: value.mean().item())
-        for row, action in enumerate(best)
-    ]
-    expected = 0.5 * torch.stack(picked)
-    torch.testing.assert_close(goal, expected[:, 0] if values["kind"] == "scalar" else expected)
-    lower = torch.stack(picked).mean(1) == ours[torch.arange(64), best].mean(1)
-    assert 5 < lower.sum() < 59
-
-
 def test_weights_decay_by_the_learning_rate_times_themselves():
     vector = Leaf("vector", (3,), "float32")
     agent = build(vector, 2, kind="dqn", weight_decay=0.1, learning_rate=0.01)

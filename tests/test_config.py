@@ -204,17 +204,6 @@ def test_all_that_contradicts_each_other_is_told_at_once() -> None:
             ),
         ),
         (
-            ["agent.double=false", "agent.clip_double=true"],
-            "agent.double must be true for agent.clip_double to have two values, got false",
-        ),
-        (
-            ["agent.double=true", "agent.clip_double=true", "agent.values.kind=iqn"],
-            (
-                "agent.clip_double must be false where agent.values.kind is iqn, got true, whose networks "
-                "are asked for different fractions"
-            ),
-        ),
-        (
             ["agent.n_step=1", "agent.cut_traces=true"],
             "agent.n_step must be above 1 for agent.cut_traces to cut anything, got 1",
         ),

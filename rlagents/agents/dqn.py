@@ -5,9 +5,6 @@
 where the chooser is the target network or, for double Q-learning, the online one; without a target network
 both are the online one. Departures from the paper: Adam instead of RMSProp, one coin per environment.
 
-With `clip_double`, the lower of both networks' values of that action counts (Fujimoto et al. 2018, equation
-10, whose second network is another critic; here it is the online one, which costs no pass).
-
 With `cut_traces`, an n-step return ends before the next action that was not greedy when it was taken
 (Watkins 1989), and bootstraps there: what an exploring action brought is no merit of those before it.
 
@@ -138,11 +135,7 @@ class DQN(NetworkAgent[Config]):
         if self.config.double or self._asked:
             network = self.working if self.config.double else self.target
             chooser = network.compute(next_obs, self._spread, self._noise)
-        online = self.values.mean(chooser)  # [B, A]
-        if self.config.clip_double:
-            lower = online < self.values.mean(ahead)  # [B, A]
-            ahead = torch.where(lower[..., None], chooser, ahead)
-        values = legal_values(online, batch.mask)  # [B, A]
+        values = legal_values(self.values.mean(chooser), batch.mask)  # [B, A]
         reward = batch.reward * self._reward_factor if self._returns else batch.reward
         if self.config.munchausen.share:
             now = self.values.mean(self.target.compute(obs, self._spread, self._noise))
