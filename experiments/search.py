@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from rlagents import runs
 from rlagents.checkpoint import Checkpoints
+from rlagents.networks.bodies import Images
 from rlagents.report.jsonl import read
 
 
@@ -27,8 +28,8 @@ def dead(run: Path) -> str:
     Checkpoints(run).newest(agent.replay)
     agent.replay.reopen()
     body = agent.online.bodies[0]
-    first, mean = body.layers[0], 0 if body.mean is None else body.mean
-    images = agent.replay.sample(64).obs - mean
+    first = body.layers[0]
+    images = Images.prepare(body, agent.replay.sample(64).obs, torch.float32)  # pixel by pixel
     with torch.no_grad():
         units = F.conv2d(images, first.weight / 255, first.bias, first.stride)
     alive = int((units > 0).any(3).any(2).any(0).sum())
