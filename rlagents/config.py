@@ -500,6 +500,12 @@ def _network_rules(agent: DQN | PQN) -> Iterator[_Rule]:
             "be false where agent.munchausen.share is not 0",
             ": soft values have no best action that the other network could choose",
         )
+        yield (
+            getattr(agent.values, "error", "loss") != "loss" and agent.replay.sampling.kind == "uniform",
+            "values.error",
+            "be loss where agent.replay.sampling.kind is uniform",
+            ": there are no priorities",
+        )
     yield (
         agent.reward_scale != 1 and agent.reward_transform != "scale",
         "reward_scale",

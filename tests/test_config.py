@@ -215,6 +215,13 @@ def test_all_that_contradicts_each_other_is_told_at_once() -> None:
             ),
         ),
         (
+            ["agent.values.kind=iqn", "agent.values.error=mean"],
+            (
+                "agent.values.error must be loss where agent.replay.sampling.kind is uniform, got mean: there "
+                "are no priorities"
+            ),
+        ),
+        (
             ["agent.reward_scale=0.5"],
             (
                 'agent.reward_scale must be 1 where agent.reward_transform is "none", got 0.5; set '
