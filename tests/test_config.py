@@ -217,8 +217,8 @@ def test_all_that_contradicts_each_other_is_told_at_once() -> None:
         (
             ["agent.values.kind=iqn", "agent.values.error=mean"],
             (
-                "agent.values.error must be loss where agent.replay.sampling.kind is uniform, got mean: there "
-                "are no priorities"
+                "agent.values.error must be loss where agent.replay.sampling.kind is uniform, got mean: "
+                "there are no priorities"
             ),
         ),
         (
