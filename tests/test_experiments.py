@@ -11,6 +11,7 @@ import pytest
 from rlagents import experiments, toml
 from rlagents.config import DQN
 from rlagents.errors import UsageError
+from rlagents_envs.config import Atari
 
 SHIPPED = Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(file.stem for file in SHIPPED.glob("*.toml"))
@@ -76,6 +77,13 @@ def test_each_experiment_says_what_it_shows_and_is_in_the_table(name: str) -> No
     description = experiments.names()[name]
     assert description.endswith(".")
     assert f"| `{name}` | {description} |" in (SHIPPED / "README.md").read_text()
+
+
+def test_pong_variants_differ_in_what_they_are_named_for() -> None:
+    plain, sticky = experiments.load("pong-dqn"), experiments.load("pong-dqn-sticky")
+    assert isinstance(plain.env, Atari)
+    assert plain.env.sticky == 0
+    assert sticky.env == plain.env.model_copy(update={"sticky": 0.25})
 
 
 def differences(one: Mapping[str, object], other: Mapping[str, object], path: str = "") -> set[str]:
