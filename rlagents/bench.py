@@ -6,6 +6,7 @@ through the real replay, and learning happens in the real loop; a benchmark deci
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from rlagents import agents, building, machine, toml
+from rlagents.agents.graph import Captured
 from rlagents.checkpoint import Checkpoints
 from rlagents.config import DQN, PQN, Experiment, NetworkLearner
 from rlagents.errors import UsageError
@@ -25,7 +27,7 @@ from rlagents.replay import Proportional
 from rlagents.seeding import Streams
 from rlagents.timing import Plan, Report, Row, Thing, measure, progress, ratio
 from rlagents.tracker import Tracker
-from rlagents.types import Agent, Metrics, Step, each
+from rlagents.types import Agent, Batch, Metrics, Step, each
 from rlagents_envs.config import Atari, CartPole, EnvConfig, Gridworld, Gymnasium
 from rlagents_envs.vector import Environments
 
@@ -154,6 +156,11 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
         for operation, batch in zip(sample, batches, strict=True)
         for name, store in stores.items()
     ]
+    if on.type == "cuda":  # as learner steps draw their batches there
+        recorded: Captured[Batch] = Captured("a draw", [ring.sampler.generator])
+        for batch in batches:
+            drawn = _calling(recorded, [(partial(ring.sample, batch), batch)], 1)
+            things.append(Thing(f"{OURS}, sample {batch}, recorded", ("µs",), drawn))
     if isinstance(ring.sampler, Proportional):
         things += [
             Thing(f"{OURS}, priorities {batch}", ("µs",), _prioritising(ring.sampler, batch))
@@ -293,8 +300,8 @@ def _playing(envs: Environments, agent: Agent | None) -> Iterator[tuple[int]]:
     while True:
         action = next(choices)
         if agent is not None:
-            legal = None if mask is None else tensor(mask)
-            action = agent.act(each(tensor, obs), mask=legal).cpu().numpy()
+            legal = None if mask is None else torch.as_tensor(mask)
+            action = agent.act(each(tensor, obs), mask=legal).numpy()
         elif mask is not None:
             action = np.where(mask, rng.random(mask.shape), -1).argmax(1)
         envs.send(action)

@@ -99,6 +99,7 @@ class Checkpoints:
         keep: how many of the newest stay, beside the best.
         experiment: what a checkpoint must have been made with to be gone on with: nested tables.
         compress: write the rows of the replay compressed.
+        device: on which the agent computes, for the record.
     """
 
     def __init__(
@@ -108,7 +109,9 @@ class Checkpoints:
         *,
         experiment: Mapping[str, Any] | None = None,
         compress: bool = False,
+        device: str = "cpu",
     ) -> None:
+        self.device = device
         self.folder, self._segments, self._keep = run / "checkpoints", run / "replay", keep
         settings = _flatten(experiment or {})
         self._experiment = {path.replace("/", "."): value for path, value in settings}
@@ -168,6 +171,10 @@ class Checkpoints:
         self._writer.start()
         return self._place(step)
 
+    def made_with(self) -> dict[str, str]:
+        """Returns what the bits of a result depend on beside the experiment."""
+        return {**machine.versions(), "threads": str(torch.get_num_threads()), "device": self.device}
+
     @property
     def writing(self) -> bool:
         """Whether the background is still at it."""
@@ -207,7 +214,7 @@ class Checkpoints:
         files[_STATE] = disk.write(beside / _STATE, state)
         manifest = {
             **known,
-            "versions": made_with(),
+            "versions": self.made_with(),
             "experiment": self._experiment,
             "files": files,
             "replay": self._entries,
@@ -436,11 +443,6 @@ def write_tensors(file: Path, named: Mapping[str, Any]) -> None:
     """Writes tensors, and dictionaries of them, as safetensors."""
     flat = {path: value.detach().cpu().contiguous() for path, value in _flatten(named)}
     disk.write(file, safetensors.save(flat))
-
-
-def made_with() -> dict[str, str]:
-    """Returns what the bits of a result depend on beside the experiment."""
-    return {**machine.versions(), "threads": str(torch.get_num_threads())}
 
 
 def _flatten(state: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -210,7 +210,7 @@ def play(
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     games = _Games(envs.count, episodes)
-    generator = torch.Generator(agent.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     first, final = np.ones(envs.count, np.bool_), np.zeros(envs.count, np.bool_)
     reports: list[Mapping[str, float]] = []  # what environments say about episodes
 
@@ -223,7 +223,7 @@ def play(
     def show(action: int | None, total: float, length: int) -> None:
         """Hands environment 0 to `watch`."""
         assert watch is not None
-        values = agent.q_values(each(one, obs))[0].cpu().numpy()  # [A]
+        values = agent.q_values(each(one, obs))[0].numpy()  # [A]
         watch(Frame(envs.picture(), values, action, total, length, shown))
 
     obs, mask = envs.reset(seed)
@@ -232,12 +232,12 @@ def play(
         while games.left.any():
             action = agent.act(
                 each(tensor, obs),
-                mask=None if mask is None else tensor(mask),
+                mask=None if mask is None else torch.as_tensor(mask),
                 first=torch.as_tensor(first),
                 epsilon=epsilon,
                 generator=generator,
             )
-            act = action.cpu().numpy()  # [N]
+            act = action.numpy()  # [N]
             total, length = float(games.total[0]), int(games.length[0])
             seen = watch is not None and shown < watched and games.left[0] and not final[0]
             if seen:

@@ -106,7 +106,8 @@ def interact(
     while True:
         first = torch.ones(envs.count, dtype=torch.bool)
         final = torch.zeros(envs.count, dtype=torch.bool)
-        obs, mask = upload(*envs.reset(trail.seed), first)
+        arrays, legal = envs.reset(trail.seed)
+        obs, mask = upload(arrays, first), _tensor(legal)
         checksum = 0
         for action in trail.actions:
             envs.send(action)
@@ -115,14 +116,14 @@ def interact(
                 raise RuntimeError("an environment failed on the way back to where the run was; resume again")
             checksum = _checksum(outcome, checksum)
             first, final = final, torch.as_tensor(outcome.ended)
-            obs, mask = upload(outcome.obs, outcome.mask, first)
+            obs, mask = upload(outcome.obs, first), _tensor(outcome.mask)
         if checksum != trail.checksum:
             raise RuntimeError(
                 "the environments must return to where they were from the same seed and actions, and did "
                 "not: the environment is not deterministic, or its version or this machine differs"
             )
         while trail.env_steps < reset_every:
-            action = agent.act(obs, mask=mask, first=first).cpu()
+            action = agent.act(obs, mask=mask, first=first)
             envs.send(host := action.numpy())
             arrived = None if spare else envs.recv()
             metrics = agent.learn()
@@ -137,7 +138,7 @@ def interact(
             astray = envs.replayable and lost is not None
             if astray or trail.env_steps >= reset_every:
                 truncated = truncated | (~final & ~ended)
-            next_obs, next_mask = upload(outcome.obs, outcome.mask, final)
+            next_obs, next_mask = upload(outcome.obs, final), _tensor(outcome.mask)
             step = Step(
                 obs=obs,
                 action=action,
@@ -163,6 +164,10 @@ def interact(
         else:
             agent.observe(_closing(obs, mask, first, envs.count))
             trail.restart()
+
+
+def _tensor(array: NDArray[np.bool_] | None) -> torch.Tensor | None:
+    return None if array is None else torch.as_tensor(array)
 
 
 def _closing(obs: Obs, mask: torch.Tensor | None, first: torch.Tensor, count: int) -> Step:

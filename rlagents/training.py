@@ -10,7 +10,7 @@ import numpy as np
 
 from rlagents import building, runs, tables
 from rlagents.agents import AnyAgent
-from rlagents.checkpoint import Checkpoints, made_with, write_tensors
+from rlagents.checkpoint import Checkpoints, write_tensors
 from rlagents.config import Experiment
 from rlagents.errors import RunError
 from rlagents.evaluation import Evaluation, evaluation_seed, recorded
@@ -106,6 +106,7 @@ class _Training:
             experiment.run.keep,
             experiment={**same, "env": settings["env"], "agent": settings["agent"]},
             compress=experiment.checkpoint.compress,
+            device=agent.device.type,
         )
         self.resumed: int | None = None
         self._start = time.perf_counter()
@@ -128,7 +129,8 @@ class _Training:
             self.agent.replay.reopen()  # with the priorities that the agent has now
         self.resumed = saved.step
         self._notes += saved.skipped
-        there, here = {**made_with(), **saved.manifest["versions"]}, made_with()
+        here = self.checkpoints.made_with()
+        there = {**here, **saved.manifest["versions"]}
         if changed := [f"{name} {there[name]} → {new}" for name, new in here.items() if there[name] != new]:
             self._notes.append(f"this resume may not be exact: {', '.join(changed)}")
         if self.replay is not self.agent.replay:

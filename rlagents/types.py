@@ -83,7 +83,10 @@ class Player(Protocol):
         epsilon: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Returns actions [N] int64, on the player's device, for all N environments in one batch.
+        """Returns actions [N] int64 for all N environments in one batch.
+
+        `obs` lies on the player's device, everything else on the CPU, where the environments are: actions,
+        mask, first and the generator.
 
         `epsilon` None is an agent's own exploration, 0 is greedy. `first` resets the memory of agents that
         have one. Random draws come from `generator`, or else from the agent's own exploration stream; greedy
@@ -92,7 +95,7 @@ class Player(Protocol):
         ...
 
     def q_values(self, obs: Obs) -> Tensor:
-        """Returns the values of every action, [N, A] float32."""
+        """Returns the values of every action, [N, A] float32, on the CPU."""
         ...
 
 

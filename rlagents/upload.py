@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rlagents.types import Obs, each
@@ -10,9 +9,9 @@ from rlagents_envs.vector import Array, Layout, Leaf
 from rlagents_envs.vector import Obs as HostObs
 
 
-def share(obs: HostObs, mask: NDArray[np.bool_] | None, first: Tensor) -> tuple[Obs, Tensor | None]:
+def share(obs: HostObs, first: Tensor) -> Obs:
     """Returns what `Upload` does for the CPU, where arrays become tensors without a copy."""
-    return each(torch.as_tensor, obs), None if mask is None else torch.as_tensor(mask)
+    return each(torch.as_tensor, obs)
 
 
 class Upload:
@@ -32,14 +31,11 @@ class Upload:
         self._staged: dict[str, Tensor] = {}  # what is on its way
         self._sent = torch.cuda.Event() if device.type == "cuda" else None
 
-    def __call__(
-        self, obs: HostObs, mask: NDArray[np.bool_] | None, first: Tensor
-    ) -> tuple[Obs, Tensor | None]:
-        """Returns observations [N, *O] and legal actions [N, A] on the device, in memory of their own.
+    def __call__(self, obs: HostObs, first: Tensor) -> Obs:
+        """Returns observations [N, *O] on the device, in memory of their own.
 
         Args:
             obs: of every step in turn: none may be left out.
-            mask: legal actions; None: all.
             first: [N] whether an observation opens an episode, before which there are no frames.
         """
         if self._sent:
@@ -47,10 +43,9 @@ class Upload:
         arrays = obs if isinstance(obs, dict) else {"": obs}
         opens = self._send("first", first.numpy())
         arrived = {name: self._leaf(name, array, opens) for name, array in arrays.items()}
-        legal = None if mask is None else self._send("mask", mask)
         if self._sent:
             self._sent.record()
-        return arrived[""] if self._single else arrived, legal
+        return arrived[""] if self._single else arrived
 
     def _leaf(self, name: str, array: Array, opens: Tensor) -> Tensor:
         leaf = self._leaves[name]

@@ -53,16 +53,13 @@ def assert_same(one: Game, other: Game) -> None:
 
 
 def assert_uploaded(envs: Environments, game: Game, device: torch.device) -> None:
-    """Each observation and mask comes to a device as it is, and nothing is written into it later."""
-    arrived = [(game.obs, game.mask), *((outcome.obs, outcome.mask) for outcome in game.outcomes)]
+    """Each observation comes to a device as it is, and nothing is written into it later."""
+    arrived = [game.obs, *(outcome.obs for outcome in game.outcomes)]
     all_ = np.ones(envs.count, np.bool_)
     opens = [all_, ~all_, *(outcome.ended for outcome in game.outcomes[:-1])]
     upload = Upload(envs.layout, device)
-    sent = [upload(*one, torch.as_tensor(first)) for one, first in zip(arrived, opens, strict=True)]
-    for (obs, mask), (uploaded, legal) in zip(arrived, sent, strict=True):
-        assert (mask is None) == (legal is None)
-        if mask is not None:
-            np.testing.assert_array_equal(legal.cpu(), mask)
+    sent = [upload(obs, torch.as_tensor(first)) for obs, first in zip(arrived, opens, strict=True)]
+    for obs, uploaded in zip(arrived, sent, strict=True):
         for name, array in leaves(obs).items():
             np.testing.assert_array_equal(leaves(uploaded)[name].cpu(), array)
 

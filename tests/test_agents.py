@@ -369,15 +369,29 @@ def test_the_last_layers_start_anew_and_nothing_else(target, precision):
     assert resets == [1, 2, 3]
 
 
+def test_streams_of_another_kind_of_device_start_anew_and_the_rest_is_as_it_was():
+    table = {"kind": "dqn", "exploration": {"kind": "noisy"}, "network": {"noisy": True}}
+    agent, other = (build(Leaf("vector", (3,), "float32"), 6, **table) for _ in range(2))
+    state = agent.state_dict()
+    kept = other._random["exploration"].get_state()
+    state["random"]["exploration"] = torch.zeros(16, dtype=torch.uint8)  # a GPU's
+    del state["random"]["acting"]
+    with torch.no_grad():
+        state["policy"]["head.bias"].add_(1)
+    other.load_state_dict(state)
+    assert torch.equal(other._random["exploration"].get_state(), kept)
+    assert torch.equal(other.online.head.bias, agent.online.head.bias)
+
+
 def test_noise_explores_with_one_draw_for_each_environment_and_not_in_evaluations():
     table = {"kind": "dqn", "exploration": {"kind": "noisy"}, "network": {"noisy": True, "noise": 5.0}}
     agent = build(Leaf("vector", (3,), "float32"), 6, **table)
     obs = torch.ones(64, 3)
     assert len(set(agent.act(obs).tolist())) > 2
-    state = agent._random["exploration"].get_state()
+    state = agent._random["acting"].get_state()
     assert len(set(agent.act(obs, epsilon=0.0).tolist())) == 1
     assert torch.equal(agent.act(obs, epsilon=0.0), agent.q_values(obs).argmax(1))
-    assert torch.equal(agent._random["exploration"].get_state(), state)
+    assert torch.equal(agent._random["acting"].get_state(), state)
     assert agent.epsilon == 0
     mask = torch.rand(64, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     mask[:, 0] = True

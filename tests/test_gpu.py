@@ -121,13 +121,33 @@ def test_recorded_learner_steps_see_rows_written_later():
     assert any(not torch.equal(a, b) for a, b in zip(before, agent.online.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("noisy", [False, True])
+def test_recorded_acting_chooses_as_plain_acting_does(noisy):
+    table = {"network": {"noisy": noisy}, "average_rate": 0.5}
+    table |= {"exploration": {"kind": "noisy"} if noisy else {"kind": "epsilon", "start": 0.2, "end": 0.2}}
+    plain, recorded = dqn(cuda_graph=False, **table), dqn(**table)
+    for step in steps(30):
+        assert torch.equal(plain.act(step.obs), recorded.act(step.obs))
+        assert torch.equal(plain.act(step.obs, epsilon=0.0), recorded.act(step.obs, epsilon=0.0))
+        values = recorded.q_values(step.obs)
+        torch.testing.assert_close(values, plain.q_values(step.obs))
+        one = recorded.q_values(step.obs[:1])
+        torch.testing.assert_close(one, plain.q_values(step.obs[:1]))
+        assert values.device.type == "cpu"
+    assert recorded._acting.recorded
+    with torch.no_grad():
+        for agent in (plain, recorded):
+            for parameter in agent.working.parameters():
+                parameter.mul_(1.5)
+    assert torch.equal(plain.act(step.obs), recorded.act(step.obs))
+
+
 def test_where_recording_fails_learner_steps_go_on_with_the_same_draws():
     generator, other = (torch.Generator("cuda").manual_seed(0) for _ in range(2))
-    captured, drawn = Captured([generator]), []
+    captured, drawn = Captured("a draw", [generator]), []
 
-    def draw(count):
-        drawn.append(torch.rand(count, generator=generator, device="cuda").tolist())  # waits for the device
-        return {}
+    def draw():
+        drawn.append(torch.rand(2, generator=generator, device="cuda").tolist())  # waits for the device
 
     def often():
         for _ in range(6):
@@ -185,3 +205,9 @@ def test_pong_trains_and_is_evaluated_on_the_gpu(tmp_path):
     loaded = runs.load(run)
     assert loaded.agent.device.type == "cuda"
     assert rlagents.evaluate(run, episodes=2).returns
+    elsewhere = runs.load(run, device="cpu")
+    for mine, theirs in zip(
+        elsewhere.agent.online.parameters(), loaded.agent.online.parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs.cpu())
+    assert rlagents.evaluate(run, episodes=2, device="cpu").returns

@@ -213,7 +213,7 @@ def test_priorities_come_back_with_the_rows():
     again.load_state_dict(chosen.state_dict())
     copy.restore(60, replay.window(60, 100))
     copy.reopen()
-    again._generator.set_state(chosen._generator.get_state())
+    again.generator.set_state(chosen.generator.get_state())
     assert torch.equal(chosen.state_dict()["priority"], again.state_dict()["priority"])
     for step in naive[100:]:
         for one in (replay, copy):

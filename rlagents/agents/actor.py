@@ -31,7 +31,7 @@ class Actor:
         self._explored: Tensor | None = None  # [N] whether the newest actions were not greedy, if noted
         # And, by the subclass, what learner steps draw from.
         self._random: dict[str, torch.Generator] = {
-            "exploration": task.streams.torch("exploration", task.device)
+            "exploration": task.streams.torch("exploration", torch.device("cpu"))
         }
 
     @property
@@ -60,7 +60,7 @@ class Actor:
         return exploration.epsilon_greedy(self._values_of(obs), epsilon, generator, mask, ties=ties)
 
     def q_values(self, obs: Obs) -> Tensor:
-        """Returns the values of every action for observations [N, *O], as [N, A] float32."""
+        """Returns the values of every action for observations [N, *O], as [N, A] float32 on the CPU."""
         return self._values_of(obs).float()
 
     def _values_of(self, obs: Obs) -> Tensor:
@@ -93,4 +93,7 @@ class Actor:
         for name in self._counters:
             setattr(self, name, state["counters"][name])
         for name, generator in self._random.items():
-            generator.set_state(state["random"][name].cpu())
+            saved = state["random"].get(name)
+            # A stream that came later, or went on another kind of device, starts anew.
+            if saved is not None and len(saved) == len(generator.get_state()):
+                generator.set_state(saved.cpu())

@@ -52,10 +52,11 @@ class DQN(NetworkAgent[Config]):
         averages = self._weights.narrow and isinstance(config.target, SoftTarget)
         parameters = [p.detach().clone() for p in self._weights.parameters] if averages else None
         self._slow = parameters or list(self.target.parameters())
-        drawn = {"replay": True, "fractions": self._asked, "noise": config.network.noisy}
+        noisy = config.network.noisy
+        drawn = {"replay": True, "fractions": self._asked, "noise": noisy, "acting": noisy}
         self._random |= {name: task.streams.torch(name, self.device) for name, used in drawn.items() if used}
         # One noise for a whole batch that is learned, as in the paper; one for each environment that acts.
-        self._noise = Noise(self._random["noise"]) if config.network.noisy else None
+        self._noise = Noise(self._random["noise"]) if noisy else None
         self._reward_factor = torch.ones((), device=self.device)
         self._notes_exploring = config.cut_traces
         self._prioritised = config.replay.sampling.kind != "uniform"
@@ -70,14 +71,14 @@ class DQN(NetworkAgent[Config]):
     ) -> Tensor:
         noise = None
         if self._noise:
-            noise = Noise(generator, len(obs if isinstance(obs, Tensor) else next(iter(obs.values()))))
+            count = len(obs if isinstance(obs, Tensor) else next(iter(obs.values())))
+            noise = Noise(self._random["acting"], count)
         return self._q_values(self.working, obs, noise)
 
     def observe(self, step: Step) -> None:
         """Stores one step."""
         super().observe(step)
-        cut = None if self._explored is None else self._explored.cpu()
-        self.replay.add(step, transformed(step.reward, self.config), cut)
+        self.replay.add(step, transformed(step.reward, self.config), self._explored)
 
     def learn(self) -> Metrics:
         """Does the learner steps, and renews the target, that the env steps so far have made due."""
@@ -111,12 +112,11 @@ class DQN(NetworkAgent[Config]):
         return metrics
 
     def _update(self, batch: Batch) -> Metrics:
-        rows = torch.arange(len(batch.action), device=self.device)
         obs = self.working.prepare(batch.obs)
         with torch.no_grad():
             goal = self._goal(batch, obs)
-        fractions = self._fractions(len(rows), self._asked.learned) if self._asked else None
-        params = self.working.compute(obs, fractions, self._noise)[rows, batch.action]  # [B, Z]
+        fractions = self._fractions(len(batch.action), self._asked.learned) if self._asked else None
+        params = _taken(self.working.compute(obs, fractions, self._noise), batch.action)  # [B, Z]
         loss = self.values.loss(params, goal, fractions)  # [B]
         (batch.weight * loss).mean().backward()
         self._step()
@@ -198,3 +198,8 @@ class DQN(NetworkAgent[Config]):
             copy_tensors(list(self.target.parameters()), self._slow)
         if self._prioritised:
             self.replay.sampler.load_state_dict(state["priorities"])
+
+
+def _taken(params: Tensor, action: Tensor) -> Tensor:
+    """Returns the numbers [B, Z] of actions [B], of those [B, A, Z] of all."""
+    return params.gather(1, action[:, None, None].expand(-1, 1, params.shape[2])).squeeze(1)

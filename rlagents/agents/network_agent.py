@@ -51,14 +51,16 @@ class NetworkAgent(Actor, Generic[Config]):
     def _begin(self) -> None:
         """Starts what knows the tensors or learner steps of before anew."""
         self._guard, self._guarded = Guard(self._batch_size, self.device), self.learner_steps
-        self._graph: Captured | None = None
+        self._graph: Captured[Metrics] | None = None
+        self._acting: Captured[Tensor] | None = None
         if self.device.type == "cuda" and self.config.cuda_graph:
-            drawn = [generator for name, generator in self._random.items() if name != "exploration"]
-            self._graph = Captured(drawn)
+            streams = {name: drawn for name, drawn in self._random.items() if drawn.device == self.device}
+            self._acting = Captured("acting", [streams.pop("acting")] if "acting" in streams else [])
+            self._graph = Captured("a learner step", list(streams.values()))
 
     def _launch(self, count: int) -> Metrics:
         """Does learner steps, as one graph where there is a GPU for it."""
-        return self._graph(self._updates, count) if self._graph else self._updates(count)
+        return self._graph(lambda: self._updates(count), count) if self._graph else self._updates(count)
 
     def _updates(self, count: int) -> Metrics:
         """Does learner steps, on the device alone: nothing here waits for a number."""
@@ -70,7 +72,17 @@ class NetworkAgent(Actor, Generic[Config]):
 
     @torch.no_grad()
     def _q_values(self, network: Network, obs: Obs, noise: Noise | None = None) -> Tensor:
-        return self.values.mean(network(obs, self._spread, noise))
+        """Returns the values [N, A], on the CPU, where actions are chosen."""
+        named = obs if isinstance(obs, dict) else {"": obs}
+
+        def values(*given: Tensor) -> Tensor:
+            parts = dict(zip(named, given, strict=True))
+            return self.values.mean(network(parts.get("", parts), self._spread, noise))
+
+        if self._acting is None:
+            return values(*named.values()).cpu()
+        key = (network is self._weights.settled, noise is None, *(part.shape for part in named.values()))
+        return self._acting(values, key, *named.values()).cpu()
 
     def observe(self, step: Step) -> None:
         """Counts one step; who learns stores it."""

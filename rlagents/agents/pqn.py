@@ -78,7 +78,7 @@ class PQN(NetworkAgent[Config]):
             return {}
         value, first = self._ahead
         goal, live = rollout.returns(
-            value.cpu(),
+            value,
             torch.zeros(len(value), dtype=torch.bool) if first is None else first,
             config.discount,
             config.trace_decay,

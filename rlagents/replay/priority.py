@@ -108,7 +108,7 @@ class Proportional(Sampler):
     def __init__(
         self, rows: int, generator: torch.Generator, *, exponent: float, importance: Linear, floor: float
     ) -> None:
-        self._generator, self._rows = generator, rows
+        self.generator, self._rows = generator, rows
         self._exponent, self._schedule, self._floor = exponent, importance, floor
         device = generator.device
         self._tree = SumTree(rows, device)
@@ -130,12 +130,12 @@ class Proportional(Sampler):
 
     def _write(self, row: NDArray[np.int64], priority: Tensor) -> None:
         if len(row):
-            self._tree.write(torch.from_numpy(row).to(self._generator.device, non_blocking=True), priority)
+            self._tree.write(torch.from_numpy(row).to(self.generator.device, non_blocking=True), priority)
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """Draws rows in proportion to their priorities, with their importance weights."""
-        device = self._generator.device
-        share = torch.rand(size, dtype=torch.float64, generator=self._generator, device=device)
+        device = self.generator.device
+        share = torch.rand(size, dtype=torch.float64, generator=self.generator, device=device)
         row = self._tree.find(share)
         priority = self._tree.read(row)
         # Count and sum are the same for the whole batch, so the division takes them out.

@@ -337,7 +337,7 @@ def _write(column: Tensor, rows: Sequence[slice], values: Tensor) -> None:
     start = 0
     for piece in rows:
         stop = start + piece.stop - piece.start
-        column[piece] = values[start:stop]
+        column[piece].copy_(values[start:stop], non_blocking=True)
         start = stop
 
 

@@ -25,7 +25,8 @@ def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor 
 
     def write(row: slice, value: Tensor | NDArray[np.int64]) -> None:
         if host is None:
-            to[row] = torch.as_tensor(value)[part]
+            # Without waiting: what the device takes from ordinary memory is put aside when this returns.
+            to[row].copy_(torch.as_tensor(value)[part], non_blocking=True)
         else:
             host[row] = (value.numpy() if isinstance(value, Tensor) else value)[part]
 
@@ -34,6 +35,8 @@ def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor 
 
 class Sampler:
     """Draws rows of the ring; that of a subclass may know more of them than that they are sampleable."""
+
+    generator: torch.Generator  # where draws come from
 
     def allow(self, row: NDArray[np.int64]) -> None:
         """Makes rows [M], newer than all allowed so far, sampleable."""
@@ -82,7 +85,7 @@ class Uniform(Sampler):
         on_cpu = generator.device.type == "cpu"
         # Start and length, for a recorded graph.
         self._bounds = None if on_cpu else torch.zeros(2, dtype=torch.int64, device=generator.device)
-        self._generator = generator
+        self.generator = generator
         self._ones = torch.ones(1, device=generator.device)
         self._start = self._end = 0
 
@@ -104,9 +107,9 @@ class Uniform(Sampler):
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """Draws rows, all of weight 1."""
         if self._bounds is None:
-            place = torch.randint(self._start, self._end, (size,), generator=self._generator)
+            place = torch.randint(self._start, self._end, (size,), generator=self.generator)
         else:  # 2**62 is so large that the remainder is even
-            any_ = torch.randint(2**62, (size,), generator=self._generator, device=self._bounds.device)
+            any_ = torch.randint(2**62, (size,), generator=self.generator, device=self._bounds.device)
             place = any_ % self._bounds[1] + self._bounds[0]
         return self._queue[place.remainder_(len(self._queue))], self._ones.expand(size)
 
