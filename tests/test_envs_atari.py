@@ -31,7 +31,10 @@ def test_the_number_of_threads_changes_nothing(sticky: float) -> None:
 
 
 @pytest.mark.parametrize("sticky", [0.0, 0.25])
-def test_games_that_rest_stand_still_and_the_others_play_on(sticky: float) -> None:
+def test_games_that_rest_stand_still_and_the_others_play_on(
+    sticky: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)  # with many cores no game rests
     together = play(atari(count=3, sticky=sticky), 40)
     config = Atari(game="breakout", count=3, sticky=sticky)
     envs = AtariEnvironments(config, pictures=True, resting=True)

@@ -6,6 +6,7 @@ waited for before anything else is done.
 """
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from rlagents_envs.config import Atari
 from rlagents_envs.vector import Bools, Environments, Layout, Leaf, Obs, Outcome, Pending, first_seed
 
+_FEW_CORES = 4
 SCREEN = (210, 160)  # rows and columns of the picture that a player sees
 
 
@@ -70,7 +72,7 @@ class AtariEnvironments(Environments):
     Args:
         config: the table.
         pictures: have `picture`.
-        resting: have emulator threads of its own for each game, so that one can `rest`.
+        resting: where cores are few, have an emulator thread for each game, so that one can `rest`.
     """
 
     replayable = True
@@ -108,10 +110,12 @@ class AtariEnvironments(Environments):
         def emulators(games: slice, **own: Any) -> _Part:
             return _Part(games, AtariVectorEnv(config.game, games.stop - games.start, **common, **own))
 
-        size = 1 if resting else config.count
+        # With many cores, waiting for each game on its own takes longer than stepping those that are over.
+        alone = resting and (os.cpu_count() or 1) <= _FEW_CORES
+        size = 1 if alone else config.count
         gray = {"img_height": config.height, "img_width": config.width, "stack_num": config.frame_stack}
         self._parts = [
-            emulators(slice(at, at + size), num_threads=1 if resting else config.threads, **gray)
+            emulators(slice(at, at + size), num_threads=1 if alone else config.threads, **gray)
             for at in range(0, config.count, size)
         ]
         self._painter: _Part | None = None
