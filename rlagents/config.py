@@ -295,12 +295,15 @@ class Learner(Model):
     )
     learning_rate: float = Field(default=5e-4, gt=0, description="at the start")
     learning_rate_end: float = Field(
-        default=-1.0, ge=-1, description="at the end of the budget; -1: the same all the time"
+        default=-1.0, ge=-1, description="after learning_rate_steps; -1: the same all the time"
+    )
+    learning_rate_steps: int = Field(
+        default=0, ge=0, description="env steps from learning_rate to learning_rate_end; 0: the budget"
     )
 
     @property
     def final_learning_rate(self) -> float:
-        """The learning rate at the end of the budget."""
+        """The learning rate that it comes to."""
         return self.learning_rate if self.learning_rate_end < 0 else self.learning_rate_end
 
 

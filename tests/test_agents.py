@@ -262,6 +262,14 @@ def test_the_learning_rate_may_fall_along_a_cosine():
     assert agent._weights.rate(250) == pytest.approx(1e-3 + 9e-3 * (1 + 0.5**0.5) / 2)
 
 
+@pytest.mark.parametrize("kind", ["dqn", "q_learning"])
+def test_the_learning_rate_may_come_to_its_end_before_the_budget_does(kind: str):
+    rates = {"learning_rate": 1e-2, "learning_rate_end": 1e-3, "learning_rate_steps": 100}
+    agent = build(Leaf("index", (), "int64", size=2), 2, env_steps=1000, kind=kind, **rates)
+    rate = agent._rate if kind == "q_learning" else agent._weights.rate
+    assert [rate(steps) for steps in (50, 100, 1000)] == pytest.approx([5.5e-3, 1e-3, 1e-3])
+
+
 def test_learner_steps_are_due_by_env_steps_whatever_the_number_of_environments():
     for count in (1, 3, 8):
         envs = make(kind="corridor", count=count, observation="onehot")

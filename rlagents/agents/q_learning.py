@@ -72,7 +72,8 @@ class QLearning(Actor):
             )
         self._tables = np.full(shape, config.initial_value)  # [1 or 2, S, A]
         self._visits = np.zeros(self._tables.size)  # of each entry in the update under way; else zero
-        self._rate = Linear(config.learning_rate, config.final_learning_rate, task.env_steps)
+        steps = config.learning_rate_steps or task.env_steps
+        self._rate = Linear(config.learning_rate, config.final_learning_rate, steps)
         self._random |= {name: task.streams.torch(name, self.device) for name in ("replay", "tables")}
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`

@@ -52,7 +52,8 @@ class Weights:
             capturable=on_gpu,
         )
         schedule = Linear if config.learning_rate_schedule == "linear" else Cosine
-        self.rate = schedule(config.learning_rate, config.final_learning_rate, task.env_steps)
+        steps = config.learning_rate_steps or task.env_steps
+        self.rate = schedule(config.learning_rate, config.final_learning_rate, steps)
 
     def centre(self, obs: Obs) -> None:
         """Takes the mean of observations [B, *O] for what bodies subtract from images, if they do."""
