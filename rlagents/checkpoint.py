@@ -87,8 +87,9 @@ class Saved:
             for name, stateful in objects.items():
                 stateful.load_state_dict(state[name])
         except Exception as error:  # whatever a stranger's bytes lead to
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise RunError(f"{self.folder} does not fit this experiment, or is damaged: {reason}") from error
+            raise RunError(
+                f"{self.folder} does not fit this experiment, or is damaged: {_reason(error)}"
+            ) from error
 
 
 class Checkpoints:

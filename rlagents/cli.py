@@ -470,7 +470,7 @@ def _importable(file: Path | None, *, trust: bool = False) -> None:
 
     A run directory is perhaps a stranger's: it is trusted first, and no module in it is found.
     """
-    folders = [str(Path.cwd())]
+    folders = [] if Path("config.toml").is_file() else [str(Path.cwd())]
     if file is not None:
         from rlagents import runs
 

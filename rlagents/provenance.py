@@ -1,7 +1,7 @@
 """Whose a run is: a run folder may be a stranger's, and what it names would be imported with one's rights.
 
 The one idea: who made a run here signed its configuration with a key that only this user can read. Any other
-run must be trusted explicitly before code that it names is imported.
+run must be trusted explicitly before code that it names is imported, or a program started.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rlagents.config import Experiment
 from rlagents.errors import RunError
-from rlagents_envs.config import Gymnasium
+from rlagents_envs.config import Carla, Gymnasium
 
 CONFIG, _SIGNATURE = "config.toml", "signature"
 
@@ -22,6 +22,8 @@ CONFIG, _SIGNATURE = "config.toml", "signature"
 def imports(experiment: Experiment) -> list[str]:
     """Returns what an experiment names of code that is not rlagents' own, or hands arguments to."""
     env = experiment.env
+    if isinstance(env, Carla) and env.launch:
+        return [env.launch]
     if not isinstance(env, Gymnasium):
         return []
     named = [name for name in (env.id, *env.wrappers) if ":" in name]
@@ -29,14 +31,15 @@ def imports(experiment: Experiment) -> list[str]:
 
 
 def require(experiment: Experiment, run: Path, *, trust: bool = False) -> None:
-    """Checks that the run was made here, if its experiment names code to be imported.
+    """Checks that the run was made here, if its experiment names code to be imported or started.
 
     Raises:
         RunError: it was not, and nobody said that it shall be trusted.
     """
     if (names := imports(experiment)) and not trust and not _signed(run):
+        does = "start" if isinstance(experiment.env, Carla) else "import"
         raise RunError(
-            f"{run} was not made here by you, and would import {', '.join(names)}, which runs with your "
+            f"{run} was not made here by you, and would {does} {', '.join(names)}, which runs with your "
             "rights: look at that code, then say --trust"
         )
 

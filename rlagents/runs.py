@@ -34,14 +34,9 @@ class Loaded:
 
 
 def place(experiment: Experiment) -> Path:
-    """Returns the directory that a new run takes unless told otherwise: one that is not there yet."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = Path("runs") / (experiment.run.name or "unnamed") / f"{stamp}-seed{experiment.run.seed}"
-    name, number = run.name, 1
-    while run.exists():
-        number += 1
-        run = run.with_name(f"{name}-{number}")
-    return run
+    """Returns the directory that a new run takes unless told otherwise, another one at each call."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{experiment.run.seed}-{secrets.token_hex(2)}"
+    return Path("runs") / (experiment.run.name or "unnamed") / name
 
 
 def create(experiment: Experiment, run: Path) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from rlagents import building, runs, tables
 from rlagents.agents import AnyAgent
 from rlagents.checkpoint import Checkpoints, write_tensors
 from rlagents.config import Experiment
-from rlagents.errors import RunError
+from rlagents.errors import RunError, UsageError
 from rlagents.evaluation import Evaluation, evaluation_seed, recorded
 from rlagents.loop import Trail, interact
 from rlagents.report import Console, JsonLines, Report, Several, TensorBoard, Wandb
@@ -113,6 +114,8 @@ class _Training:
         self._signals = Signals()
         self._notes: list[str] = []  # to be printed once the screen is there
         self._unsaved = False  # whether a checkpoint could not be written
+        self._surpassed: float | None = None  # the best score before the newest one that was better
+        self._names_best = False  # whether the checkpoint that is being written has the best score
 
     def restore(self, *, replayable: bool) -> None:
         """Brings everything back from the newest checkpoint that is whole; without any, starts anew.
@@ -121,7 +124,7 @@ class _Training:
             replayable: whether the environments come back to where they were, too.
         """
         self.resumed = 0
-        if not any(self.checkpoints.folder.glob("[!.]*")):
+        if not any(file for name in ("[!.]*", ".*.old") for file in self.checkpoints.folder.glob(name)):
             return  # killed before the first one was written
         saved = self.checkpoints.newest(self.replay)
         saved.restore(agent=self.agent, tracker=self.tracker, trail=self.trail)
@@ -231,6 +234,7 @@ class _Training:
 
     def _finish(self, *, save: bool) -> None:
         """Evaluates and saves what is due after a step; stops there after a Ctrl-C."""
+        self._settle()  # whether the best score is on the disk is known before the next one is compared
         better = self.tracker.unevaluated and not self._signals.caught and self._evaluate()
         if self._signals.caught:
             self._save(best=better, background=False)
@@ -309,21 +313,27 @@ class _Training:
                 report.video(step, result.video)
         if self.tracker.best is not None and result.mean <= self.tracker.best:
             return False
-        self.tracker.best = result.mean
+        self._surpassed, self.tracker.best = self.tracker.best, result.mean
         return True
 
     def _play(self, step: int) -> Evaluation:
         settings = self.experiment.run
-        video = (
-            self.run / "videos" / f"train-{step:012d}.mp4" if settings.video or self.wandb != "off" else None
-        )
-        return recorded(
+        play = partial(
+            recorded,
             self.agent,
             self.experiment,
             episodes=settings.evaluate_episodes,
             seed=evaluation_seed(self.experiment),
-            video=video,
         )
+        try:
+            if settings.video or self.wandb != "off":
+                try:
+                    return play(video=self.run / "videos" / f"train-{step:012d}.mp4")
+                except (UsageError, RunError) as error:
+                    self.console.note(f"evaluated without a video: {error}", always=True)
+            return play()
+        except RuntimeError as error:
+            raise RunError(self._told(error)) from error
 
     def _save(self, *, best: bool = False, background: bool = True) -> None:
         """Writes a checkpoint; where that fails the run goes on, and tries again when it next reports."""
@@ -331,7 +341,7 @@ class _Training:
         for name, weight in self.agent.state_dict()["policy"].items():
             if weight.is_floating_point() and not weight.isfinite().all():
                 raise self._diverged(f"{name} holds what is no number")
-        self._settle()
+        self._names_best = best
         try:
             self.record.sync()  # a checkpoint stands for all that was reported before
             self.checkpoints.save(
@@ -357,6 +367,8 @@ class _Training:
 
     def _not_saved(self, error: OSError) -> None:
         self._unsaved = True
+        if self._names_best:  # whose weights are gone: the best is what there is a checkpoint of
+            self.tracker.best, self._names_best = self._surpassed, False
         self.console.note(
             f"no checkpoint at {self.tracker.env_steps:,} env steps: {error}; the one before it stays",
             always=True,

@@ -140,7 +140,7 @@ class Video:
         raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{self._speed:g}"]
         coded = ["-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
         self._encoder = subprocess.Popen(
-            [get_ffmpeg_exe(), "-y", "-loglevel", "error", *raw, "-i", "-", *coded, str(self._part)],
+            [get_ffmpeg_exe(), "-y", "-loglevel", "error", *raw, "-i", "-", *coded, f"file:{self._part}"],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C is ours to act on, not the encoder's

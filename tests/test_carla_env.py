@@ -493,6 +493,13 @@ def test_evaluation_has_its_own_towns_and_no_more_servers_than_training():
     assert Carla(towns=("grid-1",)).for_evaluation().towns == ("grid-1",)
 
 
+def test_servers_of_an_evaluation_keep_away_from_the_ports_of_training():
+    ports = {Carla(count=3, **given).for_evaluation().port for given in ({}, {"server": ":1,:2,:3"})}
+    assert ports == {0}
+    assert Carla(count=3, port=4000).for_evaluation().port == 4030
+    assert Carla(count=3, launch="CarlaUE4.sh").for_evaluation().port == 2030
+
+
 def test_addresses():
     assert connection.address("there:2010") == ("there", 2010)
     assert connection.address(":2010") == ("127.0.0.1", 2010)

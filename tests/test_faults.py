@@ -9,6 +9,7 @@ import resource
 import sys
 import tracemalloc
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 
 import rlagents
 from playing import Thing
-from rlagents import toml
+from rlagents import toml, training
 from rlagents.checkpoint import Checkpoints
 from rlagents.errors import RunError, UsageError
 from rlagents.replay import Ring, Uniform
@@ -195,6 +196,28 @@ def test_a_run_whose_last_checkpoint_does_not_fit_says_so_and_can_be_ended_later
     monkeypatch.undo()
     rlagents.train(resume=run, quiet=True)
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_the_best_is_one_that_could_be_written(tmp_path, monkeypatch):
+    """Scores rise from evaluation to evaluation; the checkpoint of the last one cannot be written at first."""
+    scores, failed, save = iter([1.0, 2.0, 1.5]), [], Checkpoints.save
+    play = training.recorded
+
+    def scored(*arguments, **options):
+        return replace(play(*arguments, **options), returns=(next(scores),))
+
+    def full(self, step, *arguments, best=False, **options):
+        if best and step > 200 and not failed:
+            failed.append(step)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, step, *arguments, best=best, **options)
+
+    monkeypatch.setattr(training, "recorded", scored)
+    monkeypatch.setattr(Checkpoints, "save", full)
+    table = {**GRID, "run": {**GRID["run"], "env_steps": 600, "evaluate_every": 200}}
+    run = rlagents.train(table, out=tmp_path / "run", quiet=True)
+    assert failed == [400]
+    assert Checkpoints(run).find("best").step == 600
 
 
 @pytest.fixture

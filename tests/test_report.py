@@ -100,6 +100,20 @@ def test_quiet_console_prints_one_line():
     assert printed(screen) == [PROGRESS_LINE]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("terminal", [False, True])
+def test_output_that_cannot_be_written_stops_nothing(terminal: bool):
+    full = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115  closing it fails, too
+    report = Console(50_000, every=0.0, console=rich.console.Console(file=full, force_terminal=terminal))
+    for _ in range(3):
+        report.note("writes to run", always=True)
+        report.write(10_000, PROGRESS)
+        report.write(10_000, EVALUATION)
+    report.close()
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
+
+
 def test_live_console_keeps_one_line_below_the_lasting_ones(tmp_path: Path):
     screen = console(terminal=True)
     report = Console(50_000, console=screen)

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,6 +108,13 @@ def test_arguments_and_wrappers_are_code_too(env, tmp_path):
         rlagents.load(tmp_path)
 
 
+def test_a_program_to_start_is_code_too(tmp_path):
+    table = {**GRID, "env": {"kind": "carla", "launch": "their-run/CarlaUE4.sh"}, "agent": {"kind": "dqn"}}
+    (tmp_path / "config.toml").write_text(toml.dump(toml.load(table)), "utf-8")
+    with pytest.raises(RunError, match=r"would start their-run/CarlaUE4\.sh, which runs with your rights"):
+        rlagents.load(tmp_path)
+
+
 def test_a_key_that_others_can_read_signs_nothing(key, tmp_path):
     run = rlagents.train(COUNTER, out=tmp_path / "run", quiet=True)
     key.chmod(0o644)
@@ -143,6 +151,15 @@ def test_modules_beside_a_strangers_run_are_not_found(tmp_path):
         assert done.returncode == 1
         assert "would import example_envs:Counter" in done.stderr
         assert "planted" not in done.stderr
+
+
+def test_modules_in_a_strangers_run_are_not_found_from_within(tmp_path):
+    run = rlagents.train(GRID, out=tmp_path / "run", quiet=True)
+    (run / "tensorboard" / "__init__.py").write_text("raise SystemExit('planted')\n")
+    command = [Path(sys.executable).with_name("rlagents"), "train", ".", "--out", tmp_path / "new", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=run, check=False)
+    assert "planted" not in done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("number", ['"../../x"', '"a b"', "[1]", "null"])

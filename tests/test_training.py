@@ -64,6 +64,7 @@ PONG = {
         "replay": {"capacity": 240},
     },
 }
+DQN_SMALL = {"kind": "dqn", "learning_starts": 10, "batch_size": 4, "network": {"hidden": [4]}}
 GRID = {
     "run": {"env_steps": 600, "evaluate_episodes": 2, "reset_every": 130},
     "env": {"kind": "gridworld", "count": 2},
@@ -219,6 +220,23 @@ rlagents.train(table, *{small!r}, out={str(tmp_path / "run")!r}, wandb="offline"
     assert list(folder.rglob("*.mp4"))
     assert list((tmp_path / "run" / "videos").glob("*.mp4"))
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_what_cannot_be_filmed_is_evaluated_without_a_video(tmp_path, capsys):
+    env = {"kind": "gymnasium", "id": "example_envs:NoPictures", "count": 2}
+    table = {"run": {"env_steps": 60, "evaluate_episodes": 1, "video": True}, "env": env, "agent": DQN_SMALL}
+    run = rlagents.train(table, out=tmp_path / "run")
+    assert "evaluated without a video: example_envs:NoPictures" in capsys.readouterr().out
+    assert any("evaluate/return_mean" in row for row in jsonl.read(run / "metrics.jsonl"))
+
+
+def test_an_environment_that_fails_in_an_evaluation_is_named_as_in_training(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("the environment fell over")
+
+    monkeypatch.setattr("rlagents.training.recorded", fail)
+    with pytest.raises(RunError, match=r"^at [\d,]+ env steps: the environment fell over$"):
+        train(GRID, tmp_path / "run")
 
 
 def test_a_table_is_printed_beside_the_exact_one(tmp_path, capsys):

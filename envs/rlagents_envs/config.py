@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+PORT = 2000  # CARLA's own default
+SPACING = 10  # between the ports of servers that we start: each takes three
+
 
 class Model(BaseModel):
     """A frozen table in which an unknown key is an error, and so is a text or a truth where a number belongs.
@@ -228,8 +231,9 @@ class Carla(Vectorised):
     )
 
     def for_evaluation(self) -> Self:
-        """Returns the same in the towns that evaluation is to see."""
-        return self.model_copy(update={"towns": self.evaluation_towns}) if self.evaluation_towns else self
+        """Returns the same in the towns that evaluation is to see, on ports behind those of training."""
+        towns, port = self.evaluation_towns or self.towns, self.port or (PORT if self.launch else 0)
+        return self.model_copy(update={"towns": towns, "port": port + SPACING * self.count if port else 0})
 
     @property
     def parallel(self) -> int:

@@ -32,7 +32,7 @@ HANDED_OVER = frozenset({
     "agent.exploration.end", "agent.exploration.steps", "agent.replay.capacity", "agent.target.sync_every",
     "agent.network.body", "agent.network.hidden", "agent.precision", "env.count", "env.game",
     "env.frame_stack", "env.sticky", "env.max_frames", "env.terminal_on_life_loss", "env.full_action_space",
-    "env.time_limit", "env.threads",
+    "env.time_limit", "env.threads", "env.frame_skip", "env.height", "env.width", "env.noop_max",
 })  # fmt: skip
 EVALUATED = 8  # environments of an evaluation
 _ENDLESS = 10**9  # env steps

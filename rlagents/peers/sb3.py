@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from rlagents.types import Step
     from rlagents_envs.vector import Environments
 
-HANDED_OVER = plain.HANDED_OVER | {
-    "agent.learning_rate_end", "env.frame_skip", "env.height", "env.width", "env.noop_max",
-}  # fmt: skip
+_HANDED_OVER = plain.HANDED_OVER | {"agent.learning_rate_end"}
 _SHARE = 0.8  # of the machine's memory that a replay may take
 _SMALLEST = 36  # rows of pixels that the Nature CNN can look at
 
@@ -33,7 +31,7 @@ def require(experiment: Experiment) -> tuple[DQN, FixedTarget]:
     Raises:
         UsageError: it cannot, or is not installed: one line for each field.
     """
-    return plain.require(experiment, SB3, HANDED_OVER, _else_wrong)
+    return plain.require(experiment, SB3, _HANDED_OVER, _else_wrong)
 
 
 def _else_wrong(agent: DQN, env: Atari | CartPole) -> Iterator[plain.Wrong]:
@@ -78,10 +76,10 @@ def environments(experiment: Experiment, count: int, seed: int) -> "VecEnv":
     )
 
 
-def build(experiment: Experiment, *, optimize_memory: bool = False) -> "stable_baselines3.DQN":
+def build(experiment: Experiment) -> "stable_baselines3.DQN":
     """Returns SB3's DQN with the hyper-parameters of an experiment.
 
-    It has its replay as it comes, unless the smaller one is asked for or the other does not fit into memory.
+    It has its replay as it comes, or the smaller one where the other does not fit into memory.
 
     Raises:
         UsageError: they cannot be had in it.
@@ -91,7 +89,7 @@ def build(experiment: Experiment, *, optimize_memory: bool = False) -> "stable_b
     import stable_baselines3
 
     run, count = experiment.run, experiment.env.count
-    optimize_memory = optimize_memory or not fits(experiment, copies=2)
+    optimize_memory = not fits(experiment, copies=2)
     pixels = isinstance(experiment.env, Atari)
     hidden = agent.network.hidden or ((512,) if pixels else (128, 128))
     network = {"features_extractor_kwargs": {"features_dim": hidden[0]}} if pixels else {}

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from rlagents.timing import Plan, Row
 
-_HANDED_OVER = plain.HANDED_OVER | {"env.frame_skip", "env.height", "env.width", "env.noop_max"}
 _HIDDEN = (512,)  # units of its Nature CNN
 
 
@@ -31,7 +30,7 @@ def require(experiment: Experiment) -> tuple[DQN, FixedTarget]:
     Raises:
         UsageError: it cannot, or is not installed: one line for each field.
     """
-    return plain.require(experiment, TIANSHOU, _HANDED_OVER, _else_wrong)
+    return plain.require(experiment, TIANSHOU, plain.HANDED_OVER, _else_wrong)
 
 
 def _else_wrong(agent: DQN, env: Atari | CartPole) -> Iterator[plain.Wrong]:

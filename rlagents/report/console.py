@@ -1,10 +1,12 @@
 """What a person sees while a run goes on: one live line on a terminal, a plain line now and then elsewhere.
 
-Evaluations and notes are lines that stay; on a terminal they scroll up above the live one.
+Evaluations and notes are lines that stay; on a terminal they scroll up above the live one. Output that cannot
+be written, to a file on a full disk, is lost, and the run goes on.
 """
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -89,7 +91,8 @@ class Console:
         if self._last:
             self._draw()
         if self._live:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
 
     def _draw(self) -> None:
         if self._live:
@@ -98,15 +101,17 @@ class Console:
             line.add_column()  # goes on below itself where the terminal is narrow
             done = min(self._step, self._total)
             line.add_row(ProgressBar(total=self._total, completed=done), Text(self._last))
-            self._live.start()
-            self._live.update(line, refresh=True)
+            with suppress(OSError):
+                self._live.start()
+                self._live.update(line, refresh=True)
         else:
             self._print(self._last)
         self._last = ""
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-        self._console.file.flush()
+        with suppress(OSError):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.file.flush()
 
     def _line(self) -> str:
         parts = [f"{self._step:,}/{self._total:,} steps"]

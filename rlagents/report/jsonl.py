@@ -66,9 +66,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
     """Returns the object in a line, or None where the line is torn."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if isinstance(row, dict) and "step" in row:
+    if isinstance(row, dict) and isinstance(cast("dict[str, Any]", row).get("step"), int):
         return cast("dict[str, Any]", row)
     return None
 

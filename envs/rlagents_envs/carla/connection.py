@@ -22,15 +22,13 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rlagents_envs.config import Carla
+from rlagents_envs.config import PORT, SPACING, Carla
 
 if TYPE_CHECKING:
     from rlagents_envs.carla.planner import Lanes
     from rlagents_envs.carla.roads import Roads
 
 SUPPORTED = "Linux on x86-64 and Windows with Python 3.10 to 3.12"
-PORT = 2000  # CARLA's own default
-SPACING = 10  # between the ports of launched servers: each takes three
 _START = {"standin": 120.0, "launch": 180.0}  # seconds that a server may take to answer; less if it ends
 _GRACE = 5.0  # seconds that the real server needs after it first answers
 _LOAD = 60.0  # seconds that a real server may take to load a world
