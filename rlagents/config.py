@@ -345,7 +345,8 @@ class NetworkLearner(Learner):
         default="auto", description="of a convolutional body; auto: bfloat16 where the device computes in it"
     )
     cuda_graph: bool = Field(
-        default=True, description="on a GPU, learner steps are recorded once and launched as one CUDA graph"
+        default=True,
+        description="on a GPU, learner steps and acting are recorded once and launched as CUDA graphs",
     )
 
 

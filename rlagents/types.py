@@ -107,5 +107,5 @@ class Agent(Player, Protocol):
         ...
 
     def learn(self) -> Metrics:
-        """Does as many updates as the steps seen so far have made due; 0-d tensors, no host sync."""
+        """Does as many updates as the steps seen so far have made due; 0-d tensors, not waited for."""
         ...

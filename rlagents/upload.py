@@ -41,20 +41,22 @@ class Upload:
         if self._sent:
             self._sent.synchronize()  # what was on its way has arrived
         arrays = obs if isinstance(obs, dict) else {"": obs}
-        opens = self._send("first", first.numpy())
+        opens = self._send("first", first.numpy()) if first.any() else None
         arrived = {name: self._leaf(name, array, opens) for name, array in arrays.items()}
         if self._sent:
             self._sent.record()
         return arrived[""] if self._single else arrived
 
-    def _leaf(self, name: str, array: Array, opens: Tensor) -> Tensor:
+    def _leaf(self, name: str, array: Array, opens: Tensor | None) -> Tensor:
         leaf = self._leaves[name]
         newest = self._send(f"obs.{name}", array[leaf.newest])
         if leaf.stack == 1:
             return newest
         frame = leaf.frame[0]
         if name in self._stacks:
-            past = self._stacks[name][:, frame:].masked_fill(opens.view(-1, *[1] * len(leaf.shape)), 0)
+            past = self._stacks[name][:, frame:]
+            if opens is not None:
+                past = past.masked_fill(opens.view(-1, *[1] * len(leaf.shape)), 0)
         else:
             past = newest.new_zeros(len(newest), leaf.shape[0] - frame, *leaf.shape[1:])
         self._stacks[name] = torch.cat((past, newest), 1)

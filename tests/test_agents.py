@@ -1,6 +1,7 @@
 """The agents: exact answers where there are some, and the pieces one by one."""
 
 import weakref
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -527,3 +528,18 @@ def test_evaluations_act_by_the_average_of_the_weights(kind):
     assert torch.equal(twin.q_values(obs), agent.q_values(obs))
     twin.load_state_dict({**state, "average": {}})  # of a checkpoint from before there was one
     assert torch.equal(twin.q_values(obs), plain.q_values(obs))
+
+
+def test_learner_steps_with_masks_are_recorded_apart_from_those_without():
+    """A graph recorded before the first mask came would leave masks out for ever."""
+    envs = make(kind="corridor", count=2, observation="onehot")
+    agent = build(envs.layout, 2, environments=2, kind="dqn", learning_starts=4, learn_every=2, batch_size=4)
+    kinds = []
+    agent._graph = lambda function, kind: kinds.append(kind) or function()
+    steps = [step for step, _ in islice(interact(envs, agent, Trail(Streams(0), 2, 2), reset_every=10**6), 8)]
+    seen = len(kinds)
+    assert len(set(kinds)) == 1
+    agent.observe(steps[-1]._replace(mask=torch.ones(2, 2, dtype=torch.bool)))
+    agent.learn()
+    assert len(kinds) == seen + 1
+    assert kinds[-1] != kinds[-2]

@@ -199,7 +199,7 @@ def test_a_run_whose_last_checkpoint_does_not_fit_says_so_and_can_be_ended_later
 
 
 def test_the_best_is_one_that_could_be_written(tmp_path, monkeypatch):
-    """Scores rise from evaluation to evaluation; the checkpoint of the last one cannot be written at first."""
+    """The second evaluation is the best one, and its checkpoint cannot be written."""
     scores, failed, save = iter([1.0, 2.0, 1.5]), [], Checkpoints.save
     play = training.recorded
 

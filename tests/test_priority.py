@@ -79,6 +79,24 @@ def test_the_tree_finds_what_a_running_sum_finds(kind, rows, writes, shares):
         assert row == wanted or on_edge
 
 
+@given(
+    rows=st.integers(1, 200),
+    ranges=st.lists(
+        st.tuples(st.integers(0, 199), st.integers(1, 70), st.floats(0, 9)), min_size=1, max_size=9
+    ),
+)
+@pytest.mark.parametrize("kind", [SumTree, OnTensors])
+def test_a_range_is_filled_as_its_rows_are_written(kind, rows, ranges):
+    filled, written = kind(rows, CPU), kind(rows, CPU)
+    for first, length, value in ranges:
+        start, priority = first % rows, torch.tensor(value)
+        stop = min(start + length, rows)
+        filled.fill(start, stop, priority)
+        written.write(torch.arange(start, stop), priority)
+    for mine, theirs in zip(filled._flat, written._flat, strict=True):
+        assert np.allclose(mine, theirs, rtol=1e-15, atol=0)
+
+
 def test_sums_do_not_drift():
     tree, draw = SumTree(1000, CPU), torch.Generator().manual_seed(0)
     for _ in range(2000):

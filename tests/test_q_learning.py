@@ -273,3 +273,26 @@ def test_the_taxi_learns_faster_with_masks_of_its_legal_actions():
         agent = train(envs, building.agent(experiment, envs, torch.device("cpu")), 40_000)
         scores[name] = evaluation.recorded(agent, experiment, episodes=100, seed=5).mean
     assert scores["taxi-q-learning"] > scores["taxi-q-learning-unmasked"] + 20
+
+
+@pytest.mark.parametrize("n_step", [1, 2, 3, 4, 5])
+def test_no_return_reaches_across_a_lost_step(n_step):
+    """The simulator died in the second step: the first one brought 1 + 0.5 * 8, whatever came later."""
+    table = {"discount": 0.5, "learning_rate": 1.0, "exploration": GREEDY, "n_step": n_step}
+    agent = build(Leaf("index", (), "int64", size=2), 2, environments=1, kind="q_learning", **table)
+    agent._tables[0] = [[0.0, 0.0], [8.0, 0.0]]
+
+    def seen(obs, reward, next_obs, *, final=False, first=False):
+        flag = [torch.tensor([value]) for value in (False, False, first, final)]
+        values = (torch.tensor([obs]), torch.tensor([0]), torch.tensor([reward]))
+        terminated, truncated, opens, closes = flag
+        return Step(*values, terminated, truncated, torch.tensor([next_obs]), opens, closes)
+
+    agent.observe(seen(0, 1.0, 1, first=True))
+    agent.observe(seen(1, 0.0, 1, final=True))  # lost
+    agent.observe(seen(1, 0.0, 1, final=True))  # closing
+    agent.observe(seen(1, 100.0, 1, first=True))
+    for _ in range(n_step):
+        agent.observe(seen(1, 100.0, 1))
+    agent._online()  # from the oldest step
+    assert agent._tables[0, 0, 0] == 5.0

@@ -103,7 +103,7 @@ def test_quiet_console_prints_one_line():
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("terminal", [False, True])
 def test_output_that_cannot_be_written_stops_nothing(terminal: bool):
-    full = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115  closing it fails, too
+    full = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115  closing it fails, too
     report = Console(50_000, every=0.0, console=rich.console.Console(file=full, force_terminal=terminal))
     for _ in range(3):
         report.note("writes to run", always=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from rlagents.agents.exploration import legal_values
 from rlagents.agents.network_agent import NetworkAgent
 from rlagents.agents.rewards import transformed
-from rlagents.agents.values import soften
+from rlagents.agents.values import soften, taken
 from rlagents.agents.weights import copy_buffers, copy_tensors
 from rlagents.config import DQN as Config
 from rlagents.config import FixedTarget, NoTarget, SoftTarget
@@ -95,7 +95,7 @@ class DQN(NetworkAgent[Config]):
             self.replay.sampler.anneal(self.env_steps)
             if self._returns:
                 self._reward_factor.fill_(self._returns.factor)
-            metrics = self._launch(due)
+            metrics = self._launch(due, self.replay.masked)
             self.learner_steps += due
         target = self.config.target
         if isinstance(target, FixedTarget) and Every(target.sync_every).due(before, self.env_steps):
@@ -116,7 +116,7 @@ class DQN(NetworkAgent[Config]):
         with torch.no_grad():
             goal = self._goal(batch, obs)
         fractions = self._fractions(len(batch.action), self._asked.learned) if self._asked else None
-        params = _taken(self.working.compute(obs, fractions, self._noise), batch.action)  # [B, Z]
+        params = taken(self.working.compute(obs, fractions, self._noise), batch.action)  # [B, Z]
         loss = self.values.loss(params, goal, fractions)  # [B]
         (batch.weight * loss).mean().backward()
         self._step()
@@ -198,8 +198,3 @@ class DQN(NetworkAgent[Config]):
             copy_tensors(list(self.target.parameters()), self._slow)
         if self._prioritised:
             self.replay.sampler.load_state_dict(state["priorities"])
-
-
-def _taken(params: Tensor, action: Tensor) -> Tensor:
-    """Returns the numbers [B, Z] of actions [B], of those [B, A, Z] of all."""
-    return params.gather(1, action[:, None, None].expand(-1, 1, params.shape[2])).squeeze(1)

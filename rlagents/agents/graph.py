@@ -51,8 +51,10 @@ class Captured(Generic[Result]):
         Returns:
             what the function does: tensors on the GPU that the next call with this key overwrites.
         """
+        if self._failed:
+            return function(*given)
         self._calls[key] += 1
-        if self._calls[key] <= _WARM_UP or self._failed:
+        if self._calls[key] <= _WARM_UP:
             return _aside(function, given)
         if key not in self._graphs and not self._record(function, key, given):
             return function(*given)
@@ -69,11 +71,12 @@ class Captured(Generic[Result]):
         try:
             for generator in self._generators:
                 graph.register_generator_state(generator)
-            # Other threads, one that writes a checkpoint, may use the GPU meanwhile.
+            # Other threads may use the GPU meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 result = function(*places)
         except RuntimeError as error:
             self._failed = True
+            self._graphs.clear()  # with the memory that they hold
             # What failed leaves its generators as if the recording went on, in which nobody else may draw.
             for generator, state in zip(self._generators, before, strict=True):
                 generator.graphsafe_set_state(state)

@@ -1,5 +1,6 @@
 """What the agents with a network have in common; what they learn from, and towards, is their own affair."""
 
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 import torch
@@ -54,13 +55,17 @@ class NetworkAgent(Actor, Generic[Config]):
         self._graph: Captured[Metrics] | None = None
         self._acting: Captured[Tensor] | None = None
         if self.device.type == "cuda" and self.config.cuda_graph:
-            streams = {name: drawn for name, drawn in self._random.items() if drawn.device == self.device}
+            streams = {
+                name: drawn for name, drawn in self._random.items() if drawn.device.type == self.device.type
+            }
             self._acting = Captured("acting", [streams.pop("acting")] if "acting" in streams else [])
             self._graph = Captured("a learner step", list(streams.values()))
 
-    def _launch(self, count: int) -> Metrics:
-        """Does learner steps, as one graph where there is a GPU for it."""
-        return self._graph(lambda: self._updates(count), count) if self._graph else self._updates(count)
+    def _launch(self, count: int, *kind: Hashable) -> Metrics:
+        """Does learner steps, as one graph of their kind where there is a GPU for it."""
+        if self._graph is None:
+            return self._updates(count)
+        return self._graph(lambda: self._updates(count), (count, *kind))
 
     def _updates(self, count: int) -> Metrics:
         """Does learner steps, on the device alone: nothing here waits for a number."""

@@ -17,6 +17,7 @@ from rlagents.agents.exploration import legal_values
 from rlagents.agents.network_agent import NetworkAgent
 from rlagents.agents.rewards import transformed
 from rlagents.agents.rollout import Rollout
+from rlagents.agents.values import taken
 from rlagents.config import PQN as Config
 from rlagents.types import Metrics, Obs, State, Step, Task, each
 
@@ -118,7 +119,7 @@ class PQN(NetworkAgent[Config]):
 
     def _update(self, row: Tensor) -> Metrics:
         batch = self._minibatch(row)
-        params = self.working(batch.obs)[torch.arange(len(row), device=self.device), batch.action]  # [B, 1]
+        params = taken(self.working(batch.obs), batch.action)  # [B, 1]
         share = batch.live / batch.live.sum().clamp(min=1)  # [B]
         loss = (share * self.values.loss(params, batch.goal)).sum()
         loss.backward()

@@ -146,7 +146,9 @@ class QLearning(Actor):
         goal = reward[-1] + config.discount * ~terminated[-1] * value[-1]
         for k in range(count - 2, -1, -1):
             assert after is not None  # there are n - 1 actions at least
-            weight = config.trace_decay * ~(terminated[k] | truncated[k])  # [N]
+            # What follows a lost step is a final row, like what follows an end.
+            closed = terminated[k] | truncated[k] | path[k + 1].final.numpy()
+            weight = config.trace_decay * ~closed  # [N]
             if config.cut_traces:
                 rows = _legal(self._rows(successor[k]), None if mask is None else mask[k])
                 weight = weight * (rows[np.arange(len(rows)), after[k]] >= rows.max(1))

@@ -219,6 +219,11 @@ def midpoints(count: int, device: torch.device) -> Tensor:
     return (torch.arange(count, device=device, dtype=torch.float32)[None] + 0.5) / count
 
 
+def taken(params: Tensor, action: Tensor) -> Tensor:
+    """Returns the numbers [B, Z] of actions [B], of those [B, A, Z] of all."""
+    return params.gather(1, action[:, None, None].expand(-1, 1, params.shape[2])).squeeze(1)
+
+
 def soften(
     config: Munchausen, now: Tensor, action: Tensor, ahead: Tensor, discount: Tensor
 ) -> tuple[Tensor, Tensor]:

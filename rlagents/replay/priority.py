@@ -51,6 +51,13 @@ class SumTree:
             place = place // self.width
             sums[place] = parts[place].sum(1)
 
+    def fill(self, start: int, stop: int, priority: Tensor) -> None:
+        """Sets one priority for the rows from start to before stop: what lies together needs no look-up."""
+        self._flat[2][start:stop] = self._array(priority)
+        for parts, sums in ((self._levels[2], self._flat[1]), (self._levels[1], self._flat[0])):
+            start, stop = start // self.width, (stop - 1) // self.width + 1
+            sums[start:stop] = parts[start:stop].sum(1)
+
     def read(self, row: Tensor) -> Tensor:
         """Returns the priorities [M] float32 of rows [M]."""
         return torch.as_tensor(self._flat[2][self._array(row)]).float()
@@ -129,7 +136,12 @@ class Proportional(Sampler):
         self._length -= len(row)
 
     def _write(self, row: NDArray[np.int64], priority: Tensor) -> None:
-        if len(row):
+        if not len(row):
+            return
+        start, stop = int(row[0]), int(row[-1]) + 1
+        if stop - start == len(row):  # always, but where an episode has just ended
+            self._tree.fill(start, stop, priority)
+        else:
             self._tree.write(torch.from_numpy(row).to(self.generator.device, non_blocking=True), priority)
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:

@@ -113,6 +113,11 @@ class Ring:
         """Bytes of the rows when full."""
         return sum(t.nbytes for t in [*self._frames.values(), self._records])
 
+    @property
+    def masked(self) -> bool:
+        """Whether batches have masks of legal actions: from the first one on."""
+        return self._mask is not None
+
     def add(self, step: Step, reward: Tensor, cut: Tensor | None = None) -> None:
         """Writes one timestep of every environment.
 

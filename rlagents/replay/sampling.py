@@ -39,11 +39,11 @@ class Sampler:
     generator: torch.Generator  # where draws come from
 
     def allow(self, row: NDArray[np.int64]) -> None:
-        """Makes rows [M], newer than all allowed so far, sampleable."""
+        """Makes rows [M], ascending and newer than all allowed so far, sampleable."""
         raise NotImplementedError
 
     def forbid(self, row: NDArray[np.int64]) -> None:
-        """Makes rows [M], the oldest of those allowed, unsampleable."""
+        """Makes rows [M], ascending and the oldest of those allowed, unsampleable."""
         raise NotImplementedError
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
