@@ -117,7 +117,7 @@ def train(
 
     from rlagents import runs, training
 
-    _importable(file, trust=trust)
+    _importable(config, file, trust=trust)
     run = ctx.meta[_RUN] = out or runs.place(config)
     if not quiet:
         click.echo(f"experiment  {file}\ntrains      {_summary(config)}\nwrites      {run}")
@@ -130,7 +130,7 @@ def _resume(
     ctx: click.Context, run: Path, experiment: str | None, wandb: _Wandb, quiet: bool, trust: bool
 ) -> None:
     """Goes on with a run, if the experiment named beside it is its own."""
-    from rlagents import experiments, provenance, runs, training
+    from rlagents import experiments, runs, training
 
     config = runs.trusted(run, trust=trust)
     file = experiments.find(experiment) if experiment else None
@@ -138,8 +138,7 @@ def _resume(
         raise UsageError(
             f"EXPERIMENT beside --resume must be the run's own, {config.run.name}, got {other}; leave it out"
         )
-    if provenance.imports(config):
-        _importable(file, trust=trust)
+    _importable(config, file, trust=trust)
     ctx.meta[_RUN] = run
     training.resume(run, wandb=wandb, quiet=quiet, trust=trust)
 
@@ -188,10 +187,9 @@ def evaluate(
     trust: bool,
 ) -> None:
     """Play whole episodes with the agent of RUN in fresh environments, otherwise set up if you like."""
-    from rlagents import evaluation, provenance, runs
+    from rlagents import evaluation, runs
 
-    if provenance.imports(runs.trusted(run, trust=trust)):
-        _importable(None)
+    _importable(runs.trusted(run, trust=trust))
     options: dict[str, Any] = {
         "episodes": episodes,
         "seed": seed,
@@ -311,7 +309,7 @@ def solve(environment: str, settings: tuple[str, ...], picture: Path | None, tru
 
     from rlagents import solving
 
-    _importable(None)
+    _importable(solving.described(environment, settings, trust=trust))
     solution = solving.solve(environment, settings, trust=trust)
     if picture:
         solution.draw(picture)
@@ -358,8 +356,9 @@ def _bench(name: str, experiment: str, seconds: float) -> Callable[[Callable[...
 
             named = bool(arguments) and "=" not in arguments[0]
             path = experiments.find(arguments[0] if named else experiment)
-            _importable(path, trust=trust)
-            report = measure(Plan(path, arguments[named:], repeat, seconds), **options)
+            plan = Plan(path, arguments[named:], repeat, seconds)
+            _importable(plan.experiment(), path, trust=trust)
+            report = measure(plan, **options)
             report.show()
             if file:
                 report.write(file)
@@ -465,15 +464,18 @@ def _bench_peers(plan: "Plan", precisions: tuple[str, ...], score: float | None)
     return compare.compare(plan, precisions=precisions, score=score)
 
 
-def _importable(file: Path | None, *, trust: bool = False) -> None:
+def _importable(config: "Experiment", file: Path | None = None, *, trust: bool = False) -> None:
     """Lets `id = "my_env:MyEnv-v0"` find a module in the current folder, or else beside the experiment.
 
-    A run directory is perhaps a stranger's: it is trusted first, and no module in it is found.
+    An experiment that names no module finds none there. A run directory is perhaps a stranger's: it is
+    trusted first, and no module in it is found.
     """
-    folders = [] if Path("config.toml").is_file() else [str(Path.cwd())]
-    if file is not None:
-        from rlagents import runs
+    from rlagents import provenance, runs
 
+    if not provenance.imports(config):
+        return
+    folders = [str(Path.cwd())]
+    if file is not None:
         runs.require_trust(file, trust=trust)
         if file.name != "config.toml":
             folders.append(str(file.resolve().parent))

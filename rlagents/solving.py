@@ -138,7 +138,7 @@ def solve(environment: str, settings: Sequence[str] = (), *, trust: bool = False
         UsageError: there is no such environment, no model of it, or no bound of its values.
         RunError: it is of a run that must be trusted first.
     """
-    experiment = _experiment(environment, settings, trust=trust)
+    experiment = described(environment, settings, trust=trust)
     try:
         model = rlagents_envs.model_of(experiment.env)
         q, sweeps = planning.value_iteration(model, experiment.agent.discount)
@@ -148,7 +148,8 @@ def solve(environment: str, settings: Sequence[str] = (), *, trust: bool = False
     return Solution(title, model, experiment.agent.discount, q, sweeps)
 
 
-def _experiment(environment: str, settings: Sequence[str], *, trust: bool) -> Experiment:
+def described(environment: str, settings: Sequence[str], *, trust: bool) -> Experiment:
+    """Returns the experiment that `solve` takes environment and discount of; raises what it raises."""
     kinds = dict(rlagents_envs.describe())
     if environment not in kinds and (environment in experiments.names() or Path(environment).exists()):
         file = experiments.find(environment)

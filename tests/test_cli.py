@@ -216,6 +216,7 @@ def test_a_module_in_the_current_folder_or_beside_the_experiment_is_found(
     (told,) = refuse(2, "train", str(beside / "mine.toml"))
     assert "this is the one beside" in told
     monkeypatch.chdir(here)
+    (here / "config.toml").write_text("[theirs]\n")  # another program's
     (told,) = refuse(2, "train", str(beside / "mine.toml"))
     assert "this is the one here" in told
 
