@@ -301,6 +301,8 @@ class _Training:
         except KeyboardInterrupt:
             signals.caught = True
             return False
+        except RuntimeError as error:
+            raise RunError(self._told(error)) from error
         finally:
             signals.at_once = False
         self.tracker.unevaluated = False
@@ -325,15 +327,12 @@ class _Training:
             episodes=settings.evaluate_episodes,
             seed=evaluation_seed(self.experiment),
         )
-        try:
-            if settings.video or self.wandb != "off":
-                try:
-                    return play(video=self.run / "videos" / f"train-{step:012d}.mp4")
-                except (UsageError, RunError) as error:
-                    self.console.note(f"evaluated without a video: {error}", always=True)
-            return play()
-        except RuntimeError as error:
-            raise RunError(self._told(error)) from error
+        if settings.video or self.wandb != "off":
+            try:
+                return play(video=self.run / "videos" / f"train-{step:012d}.mp4")
+            except (UsageError, RunError) as error:
+                self.console.note(f"evaluated without a video: {error}", always=True)
+        return play()
 
     def _save(self, *, best: bool = False, background: bool = True) -> None:
         """Writes a checkpoint; where that fails the run goes on, and tries again when it next reports."""

@@ -283,10 +283,8 @@ def test_no_return_reaches_across_a_lost_step(n_step):
     agent._tables[0] = [[0.0, 0.0], [8.0, 0.0]]
 
     def seen(obs, reward, next_obs, *, final=False, first=False):
-        flag = [torch.tensor([value]) for value in (False, False, first, final)]
-        values = (torch.tensor([obs]), torch.tensor([0]), torch.tensor([reward]))
-        terminated, truncated, opens, closes = flag
-        return Step(*values, terminated, truncated, torch.tensor([next_obs]), opens, closes)
+        values = (obs, 0, reward, False, False, next_obs, first, final)
+        return Step(*(torch.tensor([value]) for value in values))
 
     agent.observe(seen(0, 1.0, 1, first=True))
     agent.observe(seen(1, 0.0, 1, final=True))  # lost

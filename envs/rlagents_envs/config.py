@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PORT = 2000  # CARLA's own default
-SPACING = 10  # between the ports of servers that we start: each takes three
+_SPACING = 10  # between the ports of servers that we start: each takes three
 
 
 class Model(BaseModel):
@@ -232,8 +232,13 @@ class Carla(Vectorised):
 
     def for_evaluation(self) -> Self:
         """Returns the same in the towns that evaluation is to see, on ports behind those of training."""
-        towns, port = self.evaluation_towns or self.towns, self.port or (PORT if self.launch else 0)
-        return self.model_copy(update={"towns": towns, "port": port + SPACING * self.count if port else 0})
+        towns = self.evaluation_towns or self.towns
+        return self.model_copy(update={"towns": towns, "port": self.port_of(self.count)})
+
+    def port_of(self, index: int) -> int:
+        """Returns the port of one of the servers that we start; 0: a free one."""
+        first = self.port or (PORT if self.launch else 0)
+        return first + _SPACING * index if first else 0
 
     @property
     def parallel(self) -> int:

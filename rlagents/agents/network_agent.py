@@ -55,9 +55,7 @@ class NetworkAgent(Actor, Generic[Config]):
         self._graph: Captured[Metrics] | None = None
         self._acting: Captured[Tensor] | None = None
         if self.device.type == "cuda" and self.config.cuda_graph:
-            streams = {
-                name: drawn for name, drawn in self._random.items() if drawn.device.type == self.device.type
-            }
+            streams = {name: drawn for name, drawn in self._random.items() if drawn.device.type == "cuda"}
             self._acting = Captured("acting", [streams.pop("acting")] if "acting" in streams else [])
             self._graph = Captured("a learner step", list(streams.values()))
 

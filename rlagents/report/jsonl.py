@@ -65,12 +65,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 def _row(line: bytes) -> dict[str, Any] | None:
     """Returns the object in a line, or None where the line is torn."""
     try:
-        row = json.loads(line) if line.endswith(b"\n") else None
+        row: Any = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
-    if isinstance(row, dict) and isinstance(cast("dict[str, Any]", row).get("step"), int):
-        return cast("dict[str, Any]", row)
-    return None
+    known = cast("dict[str, Any]", row) if isinstance(row, dict) else {}
+    return known if isinstance(known.get("step"), int) else None
 
 
 def _mend(path: Path, resume: int | None) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rlagents_envs.config import PORT, SPACING, Carla
+from rlagents_envs.config import PORT, Carla
 
 if TYPE_CHECKING:
     from rlagents_envs.carla.planner import Lanes
@@ -240,13 +240,12 @@ class Connection:
             host, self.port = address(config.server.split(",")[index])
             wait = config.patience if patient else 0.0
         elif config.launch:
-            host, self.port = "127.0.0.1", (config.port or PORT) + SPACING * index
+            host, self.port = "127.0.0.1", config.port_of(index)
             self.server = Server(launch_command(config, self.port), self.port, 0.0)
             wait = _START["launch"]
         else:
             host = "127.0.0.1"
-            port = config.port + SPACING * index if config.port else 0
-            command = standin_command(self._town or "grid-1", port, seed)
+            command = standin_command(self._town or "grid-1", config.port_of(index), seed)
             self.server = Server(command, None, _START["standin"])
             self.port = self.server.port
         self.host = host
