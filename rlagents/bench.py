@@ -80,7 +80,7 @@ def env(plan: Plan, *, everything: bool = False, act: bool = False) -> Report:
     with ExitStack() as stack:
         for config, acts in players:
             envs = stack.enter_context(closing(building.environments(config)))
-            agent = building.agent(experiment, envs, on) if acts else None
+            agent = building.agent(experiment, envs, on, learns=False) if acts else None
             name = f"{_task(config)}, {'agent acts' if acts else 'random'}"
             things.append(Thing(name, ("env steps/s",), _playing(envs, agent)))
         return _report("bench env", plan, experiment, on, measure(things, plan, on))
@@ -300,8 +300,7 @@ def _playing(envs: Environments, agent: Agent | None) -> Iterator[tuple[int]]:
     while True:
         action = next(choices)
         if agent is not None:
-            legal = None if mask is None else torch.as_tensor(mask)
-            action = agent.act(each(tensor, obs), mask=legal).numpy()
+            action = agent.act(each(tensor, obs), mask=mask)
         elif mask is not None:
             action = np.where(mask, rng.random(mask.shape), -1).argmax(1)
         envs.send(action)

@@ -11,7 +11,7 @@ import torch
 
 import rlagents_envs
 from rlagents import agents, machine
-from rlagents.config import PQN, EnvConfig, Experiment, QLearning
+from rlagents.config import PQN, EnvConfig, Experiment, QLearning, least_timesteps
 from rlagents.errors import UsageError
 from rlagents.networks import has_pixels
 from rlagents.replay import row_bytes
@@ -49,13 +49,26 @@ def environments(
         raise UsageError(str(error)) from error
 
 
-def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agents.AnyAgent:
+def agent(
+    experiment: Experiment, envs: Environments, on: torch.device, *, learns: bool = True
+) -> agents.AnyAgent:
     """Builds the agent of an experiment, untrained, for its environments.
+
+    Args:
+        experiment: what it is part of.
+        envs: where it acts.
+        on: where it computes.
+        learns: whether its replay needs the room that it is configured to have, all of it at once on a GPU.
 
     Raises:
         UsageError: it cannot learn in such environments.
     """
     _tune(envs, experiment.run.torch_threads)
+    config = experiment.agent
+    if not learns and not isinstance(config, PQN):
+        least = least_timesteps(config, experiment.env) * experiment.env.count
+        replay = config.replay.model_copy(update={"capacity": least})
+        config = config.model_copy(update={"replay": replay})
     try:
         task = Task(
             layout=envs.layout,
@@ -65,7 +78,7 @@ def agent(experiment: Experiment, envs: Environments, on: torch.device) -> agent
             streams=Streams(experiment.run.seed),
             device=on,
         )
-        return agents.make(experiment.agent, task)
+        return agents.make(config, task)
     except ValueError as error:
         raise UsageError(str(error)) from error
     except (MemoryError, RuntimeError) as error:

@@ -455,6 +455,11 @@ def _clashes(agent: DQN | PQN | QLearning, env: EnvConfig) -> Iterator[str]:
             yield f"agent.{key} must {requirement}, got {str(attrgetter(key)(agent)).lower()}{why}"
 
 
+def least_timesteps(agent: DQN | QLearning, env: EnvConfig) -> int:
+    """Returns how many timesteps of each environment a replay must hold for one to be whole."""
+    return getattr(env, "frame_stack", 1) + agent.n_step + 1
+
+
 def _size_rule(agent: DQN | PQN | QLearning, env: EnvConfig) -> _Rule:
     """Returns what makes the replay or rollout fit the number of environments."""
     if isinstance(agent, PQN):
@@ -462,7 +467,7 @@ def _size_rule(agent: DQN | PQN | QLearning, env: EnvConfig) -> _Rule:
         steps = env.count * agent.rollout
         requirement = f"divide the env steps of a rollout, {product} = {steps}"
         return steps % agent.minibatches > 0, "minibatches", requirement, ""
-    need = getattr(env, "frame_stack", 1) + agent.n_step + 1
+    need = least_timesteps(agent, env)
     return (
         agent.replay.capacity // env.count < need,
         "replay.capacity",

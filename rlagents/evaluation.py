@@ -231,21 +231,16 @@ def play(
     try:
         while games.left.any():
             action = agent.act(
-                each(tensor, obs),
-                mask=None if mask is None else torch.as_tensor(mask),
-                first=torch.as_tensor(first),
-                epsilon=epsilon,
-                generator=generator,
+                each(tensor, obs), mask=mask, first=first, epsilon=epsilon, generator=generator
             )
-            act = action.numpy()  # [N]
             total, length = float(games.total[0]), int(games.length[0])
             seen = watch is not None and shown < watched and games.left[0] and not final[0]
             if seen:
-                show(int(act[0]), total, length)
-            envs.send(act)
+                show(int(action[0]), total, length)
+            envs.send(action)
             outcome = envs.recv()
             obs, mask = outcome.obs, outcome.mask
-            done = games.record(act, outcome)
+            done = games.record(action, outcome)
             if 0 in done:
                 if seen:
                     show(None, total + float(outcome.reward[0]), length + 1)
@@ -280,9 +275,9 @@ class Scripted:
     def __init__(self, envs: Environments, name: str) -> None:
         self._envs, self._name = envs, name
 
-    def act(self, obs: Obs, **_: Any) -> Tensor:
+    def act(self, obs: Obs, **_: Any) -> NDArray[np.int64]:
         """Returns its actions [N]."""
-        return torch.as_tensor(self._envs.scripted(self._name))
+        return self._envs.scripted(self._name)
 
     def q_values(self, obs: Obs) -> Tensor:
         """Returns zeros: it has no values."""

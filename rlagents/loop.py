@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rlagents.seeding import Streams
 from rlagents.types import Agent, Metrics, Obs, State, Step
 from rlagents.upload import Upload, share
-from rlagents_envs.vector import Environments, Outcome
+from rlagents_envs.vector import Bools, Environments, Outcome
 
 _COUNTERS = ("resets", "env_steps", "checksum", "length")
 
@@ -104,10 +104,9 @@ def interact(
     if trail.length and not envs.replayable:
         trail.restart()
     while True:
-        first = torch.ones(envs.count, dtype=torch.bool)
-        final = torch.zeros(envs.count, dtype=torch.bool)
-        arrays, legal = envs.reset(trail.seed)
-        obs, mask = upload(arrays, first), _tensor(legal)
+        first, final = np.ones(envs.count, np.bool_), np.zeros(envs.count, np.bool_)
+        arrays, mask = envs.reset(trail.seed)
+        obs = upload(arrays, first)
         checksum = 0
         for action in trail.actions:
             envs.send(action)
@@ -115,8 +114,8 @@ def interact(
             if outcome.lost is not None and outcome.lost.any():
                 raise RuntimeError("an environment failed on the way back to where the run was; resume again")
             checksum = _checksum(outcome, checksum)
-            first, final = final, torch.as_tensor(outcome.ended)
-            obs, mask = upload(outcome.obs, first), _tensor(outcome.mask)
+            first, final = final, outcome.ended
+            obs, mask = upload(outcome.obs, first), outcome.mask
         if checksum != trail.checksum:
             raise RuntimeError(
                 "the environments must return to where they were from the same seed and actions, and did "
@@ -124,37 +123,36 @@ def interact(
             )
         while trail.env_steps < reset_every:
             action = agent.act(obs, mask=mask, first=first)
-            envs.send(host := action.numpy())
+            envs.send(action)
             arrived = None if spare else envs.recv()
             metrics = agent.learn()
             outcome = arrived or envs.recv()
-            ended, truncated = torch.as_tensor(outcome.ended), torch.as_tensor(outcome.truncated)
-            lost = None
+            truncated, lost = outcome.truncated, None
             if outcome.lost is not None and outcome.lost.any():
                 # Nothing is known of what the action brought: the last thing that was seen ends the episode.
-                lost = torch.as_tensor(outcome.lost) & ~final
+                lost = outcome.lost & ~final
                 final, truncated = final | lost, truncated & ~lost
-            trail.record(host, outcome, int((~final).sum()))
+            trail.record(action, outcome, envs.count - int(np.count_nonzero(final)))
             astray = envs.replayable and lost is not None
             if astray or trail.env_steps >= reset_every:
-                truncated = truncated | (~final & ~ended)
-            next_obs, next_mask = upload(outcome.obs, final), _tensor(outcome.mask)
+                truncated = truncated | (~final & ~outcome.ended)
+            next_obs = upload(outcome.obs, final)
             step = Step(
                 obs=obs,
                 action=action,
-                reward=torch.as_tensor(outcome.reward),
-                terminated=torch.as_tensor(outcome.terminated),
+                reward=outcome.reward,
+                terminated=outcome.terminated,
                 truncated=truncated,
                 next_obs=next_obs,
                 first=first,
                 final=final,
                 mask=mask,
-                next_mask=next_mask,
+                next_mask=outcome.mask,
                 lost=lost,
             )
             agent.observe(step)
-            first, final = final, ended
-            obs, mask = next_obs, next_mask
+            first, final = final, outcome.ended
+            obs, mask = next_obs, outcome.mask
             if astray:  # a checkpoint of this step must not hold a trail that leads elsewhere
                 agent.observe(_closing(obs, mask, first, envs.count))
                 trail.restart()
@@ -166,15 +164,10 @@ def interact(
             trail.restart()
 
 
-def _tensor(array: NDArray[np.bool_] | None) -> torch.Tensor | None:
-    return None if array is None else torch.as_tensor(array)
-
-
-def _closing(obs: Obs, mask: torch.Tensor | None, first: torch.Tensor, count: int) -> Step:
+def _closing(obs: Obs, mask: Bools | None, first: Bools, count: int) -> Step:
     """Returns a row that holds final observations and starts no transition."""
-    no = torch.zeros(count, dtype=torch.bool)
-    zeros = torch.zeros(count)
-    return Step(obs, zeros.long(), zeros, no, no, obs, first, ~no, mask, mask)
+    no, zeros = np.zeros(count, np.bool_), np.zeros(count, np.float32)
+    return Step(obs, zeros.astype(np.int64), zeros, no, no, obs, first, ~no, mask, mask)
 
 
 def _checksum(outcome: Outcome, checksum: int) -> int:

@@ -170,6 +170,6 @@ def load(
     experiment, on = trusted(path, trust=trust), building.choose_device(device)
     saved = Checkpoints(path).find(checkpoint)
     with closing(building.environments(experiment.env, count=1)) as envs:
-        made = building.agent(experiment, envs, on)
+        made = building.agent(experiment, envs, on, learns=False)
     saved.restore(agent=made)
     return Loaded(made, experiment, saved.step, path, saved.skipped)

@@ -25,13 +25,13 @@ class Tracker:
 
     def update(self, step: Step) -> None:
         """Takes note of one step of N environments."""
-        first, final = step.first.numpy(), step.final.numpy()
+        first, final = step.first, step.final
         self._return[first], self._length[first] = 0, 0
-        self._return += step.reward.numpy()
+        self._return += step.reward
         self._length += ~final
         self.env_steps += int(np.count_nonzero(~final))
         # Where a simulator died there was no end; two rows are final then, the second of them first, too.
-        over = final & ~first if step.lost is None else final & ~first & ~step.lost.numpy()
+        over = final & ~first if step.lost is None else final & ~first & ~step.lost
         for lane in np.flatnonzero(over):
             self.episodes += 1
             self._recent.append((float(self._return[lane]), int(self._length[lane])))

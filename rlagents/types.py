@@ -6,11 +6,13 @@ N environments, B batch, T ring rows, K stacked frames, A actions, Z numbers per
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlagents.seeding import Streams
-from rlagents_envs.vector import Layout
+from rlagents_envs.vector import Bools, Layout
 
 Obs: TypeAlias = Tensor | dict[str, Tensor]
 Metrics: TypeAlias = Mapping[str, Tensor]
@@ -28,20 +30,21 @@ def each(function: Callable[..., Any], *obs: Any) -> Any:
 class Step(NamedTuple):
     """One step of N environments.
 
-    `obs` and `next_obs` lie on the agent's device, everything else on the CPU, where the loop counts.
+    `obs` and `next_obs` are tensors on the agent's device; everything else is arrays of the host, where the
+    environments are and the loop counts.
     """
 
     obs: Obs  # [N, *O]
-    action: Tensor  # [N] int64
-    reward: Tensor  # [N] float32, as the environment paid it
-    terminated: Tensor  # [N] bool: nothing follows
-    truncated: Tensor  # [N] bool: something follows that nobody saw
+    action: NDArray[np.int64]  # [N]
+    reward: NDArray[np.float32]  # [N] as the environment paid it
+    terminated: Bools  # [N] nothing follows
+    truncated: Bools  # [N] something follows that nobody saw
     next_obs: Obs  # [N, *O] the true successor; a reset observation only where `final`
-    first: Tensor  # [N] bool: obs opens an episode
-    final: Tensor  # [N] bool: obs closed one; the action was ignored, this is not a transition
-    mask: Tensor | None = None  # [N, A] bool: legal actions in obs; None: all
-    next_mask: Tensor | None = None  # [N, A] bool: legal actions in next_obs; None: all
-    lost: Tensor | None = None  # [N] bool: `final` only because what followed got lost; None: nowhere
+    first: Bools  # [N] obs opens an episode
+    final: Bools  # [N] obs closed one; the action was ignored, this is not a transition
+    mask: Bools | None = None  # [N, A] legal actions in obs; None: all
+    next_mask: Bools | None = None  # [N, A] legal actions in next_obs; None: all
+    lost: Bools | None = None  # [N] `final` only because what followed got lost; None: nowhere
 
 
 class Batch(NamedTuple):
@@ -78,15 +81,15 @@ class Player(Protocol):
         self,
         obs: Obs,
         *,
-        mask: Tensor | None = None,
-        first: Tensor | None = None,
+        mask: Bools | None = None,
+        first: Bools | None = None,
         epsilon: float | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Returns actions [N] int64 for all N environments in one batch.
+    ) -> NDArray[np.int64]:
+        """Returns actions [N] for all N environments in one batch.
 
-        `obs` lies on the player's device, everything else on the CPU, where the environments are: actions,
-        mask, first and the generator.
+        `obs` lies on the player's device, everything else on the host: actions, mask [N, A], first [N] and
+        the generator.
 
         `epsilon` None is an agent's own exploration, 0 is greedy. `first` resets the memory of agents that
         have one. Random draws come from `generator`, or else from the agent's own exploration stream; greedy

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from rlagents.types import Obs, each
-from rlagents_envs.vector import Array, Layout, Leaf
+from rlagents_envs.vector import Array, Bools, Layout, Leaf
 from rlagents_envs.vector import Obs as HostObs
 
 
-def share(obs: HostObs, first: Tensor) -> Obs:
+def share(obs: HostObs, first: Bools) -> Obs:
     """Returns what `Upload` does for the CPU, where arrays become tensors without a copy."""
     return each(torch.as_tensor, obs)
 
@@ -31,7 +31,7 @@ class Upload:
         self._staged: dict[str, Tensor] = {}  # what is on its way
         self._sent = torch.cuda.Event() if device.type == "cuda" else None
 
-    def __call__(self, obs: HostObs, first: Tensor) -> Obs:
+    def __call__(self, obs: HostObs, first: Bools) -> Obs:
         """Returns observations [N, *O] on the device, in memory of their own.
 
         Args:
@@ -41,7 +41,7 @@ class Upload:
         if self._sent:
             self._sent.synchronize()  # what was on its way has arrived
         arrays = obs if isinstance(obs, dict) else {"": obs}
-        opens = self._send("first", first.numpy()) if first.any() else None
+        opens = self._send("first", first) if first.any() else None
         arrived = {name: self._leaf(name, array, opens) for name, array in arrays.items()}
         if self._sent:
             self._sent.record()

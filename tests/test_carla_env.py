@@ -1071,9 +1071,9 @@ def test_training_goes_on_when_servers_die_and_learns_nothing_that_did_not_happe
         nonlocal lost, transitions
         for tick, (step, metrics) in enumerate(interact(*arguments, **settings), 1):
             lost += 0 if step.lost is None else int(step.lost.sum())
-            real = ~step.final.numpy()
+            real = ~step.final
             transitions += int(real.sum())
-            control = table[step.action.numpy()[real]][:, [1, 0, 2]]  # steer, throttle, brake
+            control = table[step.action[real]][:, [1, 0, 2]]  # steer, throttle, brake
             np.testing.assert_array_equal(step.next_obs["state"].numpy()[real, 2:5], control)
             if tick % 60 == 0:
                 fault = signal.SIGKILL if tick % 120 else signal.SIGSTOP
@@ -1155,9 +1155,9 @@ def test_training_outlives_servers_that_are_killed_frozen_and_started_again(
         nonlocal lost, transitions, since
         for step, metrics in interact(*arguments, **settings):
             lost += 0 if step.lost is None else int(step.lost.sum())
-            real = ~step.final.numpy()
+            real = ~step.final
             transitions += int(real.sum())
-            control = table[step.action.numpy()[real]][:, [1, 0, 2]]  # steer, throttle, brake
+            control = table[step.action[real]][:, [1, 0, 2]]  # steer, throttle, brake
             np.testing.assert_array_equal(step.next_obs["state"].numpy()[real, 2:5], control)
             since += 1
             fate = fates[len(struck) % 2]

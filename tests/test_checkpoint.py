@@ -51,19 +51,19 @@ def ring(rows=20):
 def fill(replay, count, seed=0):
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        no = torch.zeros(2, dtype=torch.bool)
+        no = np.zeros(2, bool)
         replay.add(
             Step(
                 obs=torch.from_numpy(rng.integers(255, size=(2, 2, 3, 3), dtype=np.uint8)),
-                action=torch.from_numpy(rng.integers(2, size=2)),
-                reward=torch.from_numpy(rng.normal(size=2).astype(np.float32)),
-                terminated=torch.from_numpy(rng.random(2) < 0.1),
+                action=rng.integers(2, size=2),
+                reward=rng.normal(size=2).astype(np.float32),
+                terminated=rng.random(2) < 0.1,
                 truncated=no,
                 next_obs=torch.zeros(()),
-                first=torch.from_numpy(rng.random(2) < 0.1),
+                first=rng.random(2) < 0.1,
                 final=no,
             ),
-            torch.ones(2),
+            np.ones(2, np.float32),
         )
 
 
@@ -169,11 +169,11 @@ def frames(timesteps):
     ("timesteps", "each"), [(4_000, 1_000), pytest.param(1_000_000, 10_000, marks=pytest.mark.slow)]
 )
 def test_a_replay_comes_back_in_little_more_memory_than_it_takes(timesteps, each, tmp_path):
-    replay, checkpoints, no = frames(timesteps), Checkpoints(tmp_path), torch.zeros(8, dtype=torch.bool)
+    replay, checkpoints, no = frames(timesteps), Checkpoints(tmp_path), np.zeros(8, bool)
     pool = torch.randint(256, (64, 8, 4, 84, 84), dtype=torch.uint8)
     for time in range(timesteps // 8):
-        step = Step(pool[time % 64], no.long(), torch.ones(8), no, no, pool[0], no, no)
-        replay.add(step, torch.full((8,), float(time)))
+        reward = np.full(8, time, np.float32)
+        replay.add(Step(pool[time % 64], no.astype(int), reward, no, no, pool[0], no, no), reward)
         if time % (each // 8) == each // 8 - 1:
             checkpoints.save(time, replay)
     segments = [file.stat().st_size for file in (tmp_path / "replay").iterdir()]

@@ -75,12 +75,12 @@ class Always:
         self.action = action
         self.asked: list[dict[str, Any]] = []
 
-    def act(self, obs: Obs, *, mask=None, first=None, epsilon=None, generator=None) -> torch.Tensor:
+    def act(self, obs: Obs, *, mask=None, first=None, epsilon=None, generator=None) -> np.ndarray:
         assert isinstance(obs, torch.Tensor)
         self.asked.append({"obs": obs, "mask": mask, "first": first, "epsilon": epsilon})
         drawn = torch.randint(3, (len(obs),), generator=generator)
         coin = torch.rand(len(obs), generator=generator)
-        return torch.where(coin < epsilon, drawn, self.action)
+        return torch.where(coin < epsilon, drawn, self.action).numpy()
 
     def q_values(self, obs: Obs) -> torch.Tensor:
         assert isinstance(obs, torch.Tensor)

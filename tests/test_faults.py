@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,10 +84,10 @@ def ring():
 
 
 def fill(replay, count):
-    no = torch.zeros(2, dtype=torch.bool)
+    no, ones = np.zeros(2, bool), np.ones(2, np.float32)
     for _ in range(count):
         obs = torch.full((2, 3), float(replay.time))
-        replay.add(Step(obs, no.long(), torch.ones(2), no, no, obs, no, no), torch.ones(2))
+        replay.add(Step(obs, no.astype(int), ones, no, no, obs, no, no), ones)
 
 
 CODES = [errno.ENOSPC, errno.EIO, errno.EROFS]

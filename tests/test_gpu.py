@@ -35,19 +35,18 @@ def steps(number):
     """Returns steps of random frames, with an end now and then, observations on the GPU."""
     generator = torch.Generator().manual_seed(0)
     draw = {"generator": generator}
-    first = torch.ones(COUNT, dtype=torch.bool)
-    final = torch.zeros(COUNT, dtype=torch.bool)
+    first, final = np.ones(COUNT, bool), np.zeros(COUNT, bool)
     obs = torch.randint(256, (COUNT, 4, 84, 84), dtype=torch.uint8, **draw)
     for _ in range(number):
         frame = torch.randint(256, (COUNT, 1, 84, 84), dtype=torch.uint8, **draw)
         next_obs = torch.cat((obs[:, 1:], frame), 1)
-        terminated = (torch.rand(COUNT, **draw) < 0.03) & ~final
+        terminated = (torch.rand(COUNT, **draw) < 0.03).numpy() & ~final
         yield Step(
             obs=obs.cuda(),
-            action=torch.randint(6, (COUNT,), **draw),
-            reward=torch.randint(-1, 2, (COUNT,), **draw).float(),
+            action=torch.randint(6, (COUNT,), **draw).numpy(),
+            reward=torch.randint(-1, 2, (COUNT,), **draw).float().numpy(),
             terminated=terminated,
-            truncated=torch.zeros(COUNT, dtype=torch.bool),
+            truncated=np.zeros(COUNT, bool),
             next_obs=next_obs.cuda(),
             first=first,
             final=final,
@@ -139,8 +138,8 @@ def test_recorded_acting_chooses_as_plain_acting_does(noisy):
     table |= {"exploration": {"kind": "noisy"} if noisy else {"kind": "epsilon", "start": 0.2, "end": 0.2}}
     plain, recorded = dqn(cuda_graph=False, **table), dqn(**table)
     for step in steps(30):
-        assert torch.equal(plain.act(step.obs), recorded.act(step.obs))
-        assert torch.equal(plain.act(step.obs, epsilon=0.0), recorded.act(step.obs, epsilon=0.0))
+        assert np.array_equal(plain.act(step.obs), recorded.act(step.obs))
+        assert np.array_equal(plain.act(step.obs, epsilon=0.0), recorded.act(step.obs, epsilon=0.0))
         values = recorded.q_values(step.obs)
         torch.testing.assert_close(values, plain.q_values(step.obs))
         one = recorded.q_values(step.obs[:1])
@@ -151,7 +150,7 @@ def test_recorded_acting_chooses_as_plain_acting_does(noisy):
         for agent in (plain, recorded):
             for parameter in agent.working.parameters():
                 parameter.mul_(1.5)
-    assert torch.equal(plain.act(step.obs), recorded.act(step.obs))
+    assert np.array_equal(plain.act(step.obs), recorded.act(step.obs))
 
 
 def test_where_recording_fails_learner_steps_go_on_with_the_same_draws():

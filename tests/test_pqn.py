@@ -94,10 +94,10 @@ class Played:
 
     def _add(self, obs, action, reward, terminated, truncated, ahead, first, final, mask, next_mask, lost):
         def of(array):
-            return None if array is None else torch.from_numpy(np.array(array))
+            return None if array is None else np.array(array)
 
-        seen, seen_ahead = (of(ids).float()[:, None] for ids in (obs, ahead))
-        rest = (of(action), of(reward).float(), of(terminated), of(truncated), seen_ahead, of(first))
+        seen, seen_ahead = (torch.tensor(ids).float()[:, None] for ids in (obs, ahead))
+        rest = (of(action), np.float32(reward), of(terminated), of(truncated), seen_ahead, of(first))
         self.steps.append(Step(seen, *rest, of(final), of(mask), of(next_mask), of(lost)))
 
     def value(self, time, lane):
@@ -238,13 +238,13 @@ def test_every_row_is_learned_once_in_each_epoch():
 def test_pixels_are_learned_in_either_precision_and_centred_first(precision):
     network = {"body": "arcade_cnn", "hidden": [16], "subtract_mean": True}
     agent = build(IMAGE, 6, kind="pqn", rollout=8, minibatches=4, precision=precision, network=network)
-    no = torch.zeros(4, dtype=torch.bool)
+    no = np.zeros(4, bool)
     before = [p.clone() for p in agent.online.parameters()]
     for time in range(9):
         obs = pixels(4, seed=time)
         action = agent.act(obs, first=no)
         agent.learn()
-        agent.observe(Step(obs, action, torch.ones(4), no, no, obs, no, no))
+        agent.observe(Step(obs, action, np.ones(4, np.float32), no, no, obs, no, no))
     assert agent.learner_steps == 8
     mean = agent.online.bodies[0].mean
     assert mean[-1].mean() == pytest.approx(127.5, abs=3)
@@ -256,7 +256,7 @@ def test_pixels_are_learned_in_either_precision_and_centred_first(precision):
 
 
 def test_rewards_are_transformed_before_they_are_summed():
-    no, obs = torch.zeros(4, dtype=torch.bool), torch.zeros(4, 1)
+    no, obs = np.zeros(4, bool), torch.zeros(4, 1)
     for how, expected in (
         ({"reward_transform": "sign"}, 1),
         ({"reward_transform": "scale", "reward_scale": 0.25}, 1.75),
@@ -266,7 +266,7 @@ def test_rewards_are_transformed_before_they_are_summed():
         for _ in range(3):
             agent.act(obs)
             agent.learn()
-            agent.observe(Step(obs, no.long(), torch.full((4,), 7.0), no, no, obs, no, no))
+            agent.observe(Step(obs, no.astype(int), np.full(4, 7, np.float32), no, no, obs, no, no))
         assert agent._learned.goal.tolist() == [expected] * 8
 
 
@@ -275,7 +275,7 @@ def test_an_agent_with_masks_never_takes_an_illegal_action():
     table = {"rollout": 8, "minibatches": 4, "exploration": {"kind": "boltzmann", "start": 5.0}}
     agent = build(envs.layout, envs.actions, environments=8, kind="pqn", **table)
     for step, _ in interact(envs, agent, Trail(Streams(1), 8, envs.actions), reset_every=10**9):
-        assert step.mask[torch.arange(8), step.action][~step.final].all()
+        assert step.mask[np.arange(8), step.action][~step.final].all()
         if agent.env_steps > 2000:
             break
 

@@ -64,14 +64,14 @@ class Naive:
             self.steps.append(
                 Step(
                     obs=torch.from_numpy(obs),
-                    action=torch.from_numpy(action),
-                    reward=torch.from_numpy(reward),
-                    terminated=torch.from_numpy(terminated),
-                    truncated=torch.from_numpy(truncated),
+                    action=action,
+                    reward=reward,
+                    terminated=terminated,
+                    truncated=truncated,
                     next_obs=torch.zeros(()),
-                    first=torch.from_numpy(first),
-                    final=torch.from_numpy(final),
-                    mask=None if mask is None else torch.from_numpy(mask),
+                    first=first,
+                    final=final,
+                    mask=mask,
                 )
             )
             for i in range(environments):
@@ -120,7 +120,7 @@ def test_every_sampleable_row_is_the_transition_built_by_hand(n_step, stack, row
     naive = Naive(environments, stack, length, n_step * 100 + rows, life_losses=life_losses, masks=True)
     replay = ring(layout_of(stack), environments=environments, rows=rows, n_step=n_step)
     for step, cut in zip(naive.steps, naive.cut, strict=True):
-        replay.add(step, step.reward, torch.from_numpy(cut) if life_losses else None)
+        replay.add(step, step.reward, cut if life_losses else None)
     row = sampleable(replay)
     expected = [
         (t, i)
@@ -202,15 +202,15 @@ def test_only_the_newest_frame_is_kept():
     replay.add(
         Step(
             obs=torch.arange(4, dtype=torch.uint8)[None, :, None, None].expand(8, 4, 84, 84),
-            action=torch.zeros(8, dtype=torch.int64),
-            reward=torch.zeros(8),
-            terminated=torch.zeros(8, dtype=torch.bool),
-            truncated=torch.zeros(8, dtype=torch.bool),
+            action=np.zeros(8, np.int64),
+            reward=np.zeros(8, np.float32),
+            terminated=np.zeros(8, bool),
+            truncated=np.zeros(8, bool),
             next_obs=torch.zeros(()),
-            first=torch.ones(8, dtype=torch.bool),
-            final=torch.zeros(8, dtype=torch.bool),
+            first=np.ones(8, bool),
+            final=np.zeros(8, bool),
         ),
-        torch.zeros(8),
+        np.zeros(8, np.float32),
     )
     assert (replay._frames[""][:8] == 3).all()
 
@@ -261,17 +261,17 @@ def test_windows_bring_the_same_ring_back(length):
 
 def rows_of(first, final, ended):
     """Steps of one environment: row t shows t + 1 and pays 10 ** t."""
-    no = torch.zeros(1, dtype=torch.bool)
+    no = np.zeros(1, bool)
     for t in range(len(first)):
         yield Step(
             obs=torch.full((1, 1, 1, 2), t + 1.0),
-            action=torch.tensor([t]),
-            reward=torch.tensor([0.0 if final[t] else 10.0**t]),
+            action=np.array([t]),
+            reward=np.array([0.0 if final[t] else 10.0**t], np.float32),
             terminated=no,
-            truncated=torch.tensor([bool(ended[t])]),
+            truncated=np.array([bool(ended[t])]),
             next_obs=torch.zeros(()),
-            first=torch.tensor([bool(first[t])]),
-            final=torch.tensor([bool(final[t])]),
+            first=np.array([bool(first[t])]),
+            final=np.array([bool(final[t])]),
         )
 
 
@@ -326,15 +326,16 @@ def test_a_ring_too_large_for_the_memory_is_refused_as_one(monkeypatch):
 def test_frames_of_several_channels_are_stacked_as_they_were_seen():
     leaf = Leaf("pixels", (9, 1, 2), "uint8", 3)  # three frames of three channels
     replay = ring(leaf, environments=2, rows=40, n_step=1)
-    generator, no = torch.Generator().manual_seed(0), torch.zeros(2, dtype=torch.bool)
+    generator, no = torch.Generator().manual_seed(0), np.zeros(2, bool)
+    zeros = np.zeros(2, np.float32)
     seen, obs = [], torch.zeros(2, 9, 1, 2, dtype=torch.uint8)
     for time in range(30):
         frame = torch.randint(256, (2, 3, 1, 2), dtype=torch.uint8, generator=generator)
         obs = torch.cat((obs[:, 3:], frame), 1)
         seen.append(obs)
         replay.add(
-            Step(obs, torch.zeros(2).long(), torch.zeros(2), no, no, obs, no | (time == 0), no),
-            torch.zeros(2),
+            Step(obs, np.zeros(2, np.int64), zeros, no, no, obs, no | (time == 0), no),
+            zeros,
         )
     rows = torch.arange(2, 40)
     batch = replay.gather(rows, torch.ones(len(rows)))

@@ -110,7 +110,10 @@ def test_every_experiment_runs_shrunk(name, tmp_path):
     if experiment.agent.kind == "pqn":
         small += ["agent.rollout=4", "agent.minibatches=2"]
     run = train(experiment, tmp_path / "run", *small)
-    assert runs.load(run).agent.learner_steps > 0
+    loaded = runs.load(run).agent
+    assert loaded.learner_steps > 0
+    if (ring := loaded.replay) is not None:
+        assert ring.rows == ring.stack + ring.n_step + 1  # what only plays takes no room for more
     rows = jsonl.read(run / "metrics.jsonl")
     assert rows[-1]["step"] >= 240
     assert "evaluate/return_mean" in rows[-1]

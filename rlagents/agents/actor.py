@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlagents.agents import exploration
 from rlagents.config import Exploration
 from rlagents.types import Obs, State, Step, Task
+from rlagents_envs.vector import Bools
 
 
 class Actor:
@@ -28,7 +31,7 @@ class Actor:
         self.learner_steps: int = 0
         self._ties, self._explorer = ties, exploration.make(config, ties=ties)
         self._notes_exploring = False
-        self._explored: Tensor | None = None  # [N] whether the newest actions were not greedy, if noted
+        self._explored: Bools | None = None  # [N] whether the newest actions were not greedy, if noted
         # And, by the subclass, what learner steps draw from.
         self._random: dict[str, torch.Generator] = {
             "exploration": task.streams.torch("exploration", torch.device("cpu"))
@@ -43,21 +46,22 @@ class Actor:
         self,
         obs: Obs,
         *,
-        mask: Tensor | None = None,
-        first: Tensor | None = None,
+        mask: Bools | None = None,
+        first: Bools | None = None,
         epsilon: float | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
+    ) -> NDArray[np.int64]:
         """Returns actions [N]; see `Player`."""
         generator = generator or self._random["exploration"]
-        if epsilon is None:
-            values = self._values_to_explore(obs, mask, first, generator)
-            action = self._explorer.choose(values, self.env_steps, generator, mask)
-            if self._notes_exploring:
-                self._explored = action != exploration.legal_values(values, mask).argmax(1)
-            return action
-        ties = self._ties and epsilon > 0
-        return exploration.epsilon_greedy(self._values_of(obs), epsilon, generator, mask, ties=ties)
+        legal = None if mask is None else torch.as_tensor(mask)
+        if epsilon is not None:
+            values, ties = self._values_of(obs), self._ties and epsilon > 0
+            return exploration.epsilon_greedy(values, epsilon, generator, legal, ties=ties).numpy()
+        values = self._values_to_explore(obs, legal, first, generator)
+        action = self._explorer.choose(values, self.env_steps, generator, legal)
+        if self._notes_exploring:
+            self._explored = (action != exploration.legal_values(values, legal).argmax(1)).numpy()
+        return action.numpy()
 
     def q_values(self, obs: Obs) -> Tensor:
         """Returns the values of every action for observations [N, *O], as [N, A] float32 on the CPU."""
@@ -68,14 +72,14 @@ class Actor:
         raise NotImplementedError
 
     def _values_to_explore(
-        self, obs: Obs, mask: Tensor | None, first: Tensor | None, generator: torch.Generator
+        self, obs: Obs, mask: Tensor | None, first: Bools | None, generator: torch.Generator
     ) -> Tensor:
         """Returns the values [N, A] that the agent's own exploration chooses by."""
         return self._values_of(obs)
 
     def observe(self, step: Step) -> None:
         """Counts one step; who learns stores it."""
-        self.env_steps += int((~step.final).sum())
+        self.env_steps += len(step.final) - int(np.count_nonzero(step.final))
 
     def suspect(self) -> tuple[int, Any] | None:
         """Returns the first learner step that led to no number, with its batch, a named tuple; None: none."""

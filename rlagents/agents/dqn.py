@@ -29,6 +29,7 @@ from rlagents.networks import Noise
 from rlagents.replay import make as make_replay
 from rlagents.schedules import Every
 from rlagents.types import Batch, Metrics, Obs, State, Step, Task
+from rlagents_envs.vector import Bools
 
 _CENTRE = 512  # observations that the mean image is taken of
 
@@ -67,7 +68,7 @@ class DQN(NetworkAgent[Config]):
         self._begin()
 
     def _values_to_explore(
-        self, obs: Obs, mask: Tensor | None, first: Tensor | None, generator: torch.Generator
+        self, obs: Obs, mask: Tensor | None, first: Bools | None, generator: torch.Generator
     ) -> Tensor:
         noise = None
         if self._noise:

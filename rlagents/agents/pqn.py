@@ -10,6 +10,7 @@ transition counts for nothing in the minibatch it comes into.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from rlagents.agents.rollout import Rollout
 from rlagents.agents.values import taken
 from rlagents.config import PQN as Config
 from rlagents.types import Metrics, Obs, State, Step, Task, each
+from rlagents_envs.vector import Bools
 
 
 class Minibatch(NamedTuple):
@@ -53,12 +55,12 @@ class PQN(NetworkAgent[Config]):
             torch.zeros(rows, device=device),
             torch.zeros(rows, dtype=torch.bool, device=device),
         )
-        self._ahead: tuple[Tensor, Tensor | None] | None = None  # value and `first` of what was acted on last
+        self._ahead: tuple[Tensor, Bools | None] | None = None  # value and `first` of what was acted on last
         self._suspect: tuple[int, Minibatch] | None = None
         self._begin()
 
     def _values_to_explore(
-        self, obs: Obs, mask: Tensor | None, first: Tensor | None, generator: torch.Generator
+        self, obs: Obs, mask: Tensor | None, first: Bools | None, generator: torch.Generator
     ) -> Tensor:
         values = self._q_values(self.working, obs)
         self._ahead = _best(values, mask), first
@@ -68,7 +70,11 @@ class PQN(NetworkAgent[Config]):
         """Stores one step."""
         super().observe(step)
         # A closing row was not acted on.
-        value = self._ahead[0] if self._ahead else _best(self._q_values(self.working, step.obs), step.mask)
+        if self._ahead:
+            value = self._ahead[0]
+        else:
+            legal = None if step.mask is None else torch.as_tensor(step.mask)
+            value = _best(self._q_values(self.working, step.obs), legal)
         self._ahead = None
         self._rollout.add(step, transformed(step.reward, self.config), value)
 
@@ -80,7 +86,7 @@ class PQN(NetworkAgent[Config]):
         value, first = self._ahead
         goal, live = rollout.returns(
             value,
-            torch.zeros(len(value), dtype=torch.bool) if first is None else first,
+            np.zeros(len(value), np.bool_) if first is None else first,
             config.discount,
             config.trace_decay,
             self._returns.factor if self._returns else 1.0,

@@ -127,13 +127,13 @@ class QLearning(Actor):
         config, count = self.config, self.config.n_step
         path, later = self._window[:count], self._window[1 : self._horizon]
         oldest = path[0]
-        real = np.flatnonzero(~oldest.final.numpy())
+        real = np.flatnonzero(~oldest.final)
         if not len(real):
             return {}
         reward = _stack([step.reward for step in path])  # [n, N]
         terminated = _stack([step.terminated for step in path])
         truncated = _stack([step.truncated for step in path])
-        successor = _stack([_tensor(step.next_obs) for step in path])
+        successor = _stack([_numbers(step.next_obs) for step in path])
         mask = self._masks(path)  # [n, N, A]
         after = _stack([step.action for step in later]) if later else None  # [n - 1 or n, N]
         table = self._toss(reward.shape[1])
@@ -147,15 +147,19 @@ class QLearning(Actor):
         for k in range(count - 2, -1, -1):
             assert after is not None  # there are n - 1 actions at least
             # What follows a lost step is a final row, like what follows an end.
-            closed = terminated[k] | truncated[k] | path[k + 1].final.numpy()
+            closed = terminated[k] | truncated[k] | path[k + 1].final
             weight = config.trace_decay * ~closed  # [N]
             if config.cut_traces:
                 rows = _legal(self._rows(successor[k]), None if mask is None else mask[k])
                 weight = weight * (rows[np.arange(len(rows)), after[k]] >= rows.max(1))
             ahead = value[k] + weight * (goal - value[k])
             goal = reward[k] + config.discount * ~terminated[k] * ahead
-        state, action = _tensor(oldest.obs).numpy(), oldest.action.numpy()
-        return self._move(state[real], action[real], goal[real], None if table is None else table[real])
+        return self._move(
+            _numbers(oldest.obs)[real],
+            oldest.action[real],
+            goal[real],
+            None if table is None else table[real],
+        )
 
     def _value(
         self,
@@ -210,7 +214,7 @@ class QLearning(Actor):
         """Returns the legal actions [n, N, A] of the steps' successors; None where nobody gave any."""
         if all(step.next_mask is None for step in path):
             return None
-        every = torch.ones(len(path[0].action), self.actions, dtype=torch.bool)
+        every = np.ones((len(path[0].action), self.actions), np.bool_)
         return _stack([every if step.next_mask is None else step.next_mask for step in path])
 
     def _rows(self, state: Numbers) -> Values:
@@ -228,14 +232,14 @@ class QLearning(Actor):
 
     def state_dict(self) -> State:
         """Returns the tables, counters, random streams and the steps that are yet to be learned from."""
-        window = (step._asdict() for step in self._window)
+        window = [
+            {name: torch.as_tensor(part).clone() for name, part in step._asdict().items() if part is not None}
+            for step in self._window
+        ]
         return {
             "policy": {"q": torch.as_tensor(self._tables)},
             **super().state_dict(),
-            "window": {
-                str(age): {name: value.clone() for name, value in step.items() if value is not None}
-                for age, step in enumerate(window)
-            },
+            "window": {str(age): step for age, step in enumerate(window)},
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -243,11 +247,14 @@ class QLearning(Actor):
         self._tables[:] = state["policy"]["q"].cpu().numpy()
         super().load_state_dict(state)
         window = state.get("window", {})
-        self._window = [Step(**window[str(age)]) for age in range(len(window))]
+        self._window = []
+        for age in range(len(window)):
+            step = Step(**window[str(age)])
+            rest = {name: part.numpy() for name, part in window[str(age)].items() if "obs" not in name}
+            self._window.append(step._replace(**rest))
 
 
-def _stack(tensors: Sequence[Tensor]) -> NDArray[Any]:
-    arrays = [tensor.numpy() for tensor in tensors]
+def _stack(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
@@ -256,6 +263,6 @@ def _legal(values: Values, mask: Bools | None) -> Values:
     return values if mask is None else np.where(mask, values, -np.inf)
 
 
-def _tensor(obs: Obs) -> Tensor:
+def _numbers(obs: Obs) -> Numbers:
     assert isinstance(obs, Tensor)  # `observe` made a number of it
-    return obs
+    return obs.numpy()

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
 from rlagents.config import NetworkLearner
 from rlagents.types import State, Step
@@ -11,10 +11,10 @@ from rlagents.types import State, Step
 _LEAST = 1e-8  # added to a variance
 
 
-def transformed(reward: Tensor, config: NetworkLearner) -> Tensor:
+def transformed(reward: NDArray[np.float32], config: NetworkLearner) -> NDArray[np.float32]:
     """Returns what is learned in place of rewards [N]; normalising comes later, see `ReturnScale`."""
     if config.reward_transform == "sign":
-        return reward.sign()
+        return np.sign(reward)
     return reward * config.reward_scale if config.reward_transform == "scale" else reward
 
 
@@ -42,9 +42,9 @@ class ReturnScale:
 
     def update(self, step: Step) -> None:
         """Takes note of one step of N environments."""
-        self._returns[step.first.numpy()] = 0
-        self._returns = self._returns * self._discount + step.reward.numpy()
-        new = self._returns[~step.final.numpy()]
+        self._returns[step.first] = 0
+        self._returns = self._returns * self._discount + step.reward
+        new = self._returns[~step.final]
         if not len(new):
             return
         before, distance = self._count, float(new.mean()) - self._mean

@@ -6,11 +6,13 @@ episode is a row that starts no transition. Its value is what a truncated return
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlagents.types import Obs, State, Step, each
-from rlagents_envs.vector import Layout, Leaf
+from rlagents_envs.vector import Bools, Layout, Leaf
 
 _COLUMNS = {
     "action": torch.int64,
@@ -65,7 +67,7 @@ class Rollout:
         """What was done in them, [T * N]."""
         return self._columns["action"][: self.length].flatten()
 
-    def add(self, step: Step, reward: Tensor, value: Tensor) -> None:
+    def add(self, step: Step, reward: NDArray[np.float32], value: Tensor) -> None:
         """Writes one row.
 
         Args:
@@ -80,11 +82,11 @@ class Rollout:
         each(write, self._obs, step.obs)
         new = {**step._asdict(), "reward": reward, "value": value}
         for name, column in self._columns.items():
-            column[self.rows] = new[name]
+            column[self.rows] = torch.as_tensor(new[name])
         self.rows += 1
 
     def returns(
-        self, value: Tensor, first: Tensor, discount: float, trace_decay: float, factor: float = 1.0
+        self, value: Tensor, first: Bools, discount: float, trace_decay: float, factor: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Returns the lambda-returns of the T rows, and which of them are transitions, both [T * N].
 
@@ -97,7 +99,7 @@ class Rollout:
         """
         columns, last = self._columns, self.length
         if self.rows == last:
-            columns["value"][last], columns["first"][last] = value, first
+            columns["value"][last], columns["first"][last] = value, torch.as_tensor(first)
         # Nobody saw what a row led to if the next one opens an episode: it was final, or got lost.
         live = ~(columns["final"][:last] | columns["first"][1:])  # [T, N]
         ended = columns["terminated"] | columns["truncated"]

@@ -154,13 +154,12 @@ def stores(
     low, high = (0, 255) if leaf.dtype == "uint8" else (-np.inf, np.inf)
     rows: list[tuple[Any, ...]] = []
     for step in steps:
-        cut = step.truncated.numpy()
         obs, next_obs = (
             np.asarray(seen.cpu()) for seen in (step.obs, step.next_obs) if isinstance(seen, Tensor)
         )
-        infos = [{"TimeLimit.truncated": bool(each)} for each in cut]
-        done = step.terminated.numpy() | cut
-        rows.append((obs, next_obs, step.action.numpy(), step.reward.numpy(), done, infos))
+        infos = [{"TimeLimit.truncated": bool(each)} for each in step.truncated]
+        done = step.terminated | step.truncated
+        rows.append((obs, next_obs, step.action, step.reward, done, infos))
     found: dict[str, Store] = {}
     for name, optimize in ((SB3.name, False), (f"{SB3.name} optimised", True)):
         buffer = ReplayBuffer(

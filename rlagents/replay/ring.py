@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlagents.replay.sampling import Sampler, writer
 from rlagents.types import Batch, Obs, Step
-from rlagents_envs.vector import Layout
+from rlagents_envs.vector import Bools, Layout
 
 _ALONE = ""  # the name of an observation that is no dictionary
 # What is kept of a timestep beside its frames, in one piece, so that writing it is one copy.
@@ -91,10 +91,10 @@ class Ring:
         self._write_records = writer(self._records)
         newest = np.zeros(environments, _RECORD)  # the records of one time, put together here
         self._newest = {name: newest[name] for name in self._columns}
-        self._newest_bytes = torch.as_tensor(newest.view(np.uint8).reshape(environments, -1))
+        self._newest_bytes = newest.view(np.uint8).reshape(environments, -1)
         self._mask: Tensor | None = None  # [T * N, A], from the first mask on
         self._final = np.ones((rows, environments), np.bool_)  # on the CPU, where rows are counted
-        self._lanes = np.arange(environments)
+        self._numbers = np.arange(flat).reshape(rows, environments)  # of rows
         self._ahead = torch.arange(n_step, device=device)
         self._back = torch.arange(self.stack, -1, -1, device=device)
         self._powers = discount ** torch.arange(n_step + 1, dtype=torch.float32, device=device)
@@ -118,36 +118,36 @@ class Ring:
         """Whether batches have masks of legal actions: from the first one on."""
         return self._mask is not None
 
-    def add(self, step: Step, reward: Tensor, cut: Tensor | None = None) -> None:
+    def add(self, step: Step, reward: NDArray[np.float32], cut: Bools | None = None) -> None:
         """Writes one timestep of every environment.
 
         Args:
             step: what happened; of stacked observations only the newest frame is kept.
-            reward: [N] float32, what is to be learned in place of `step.reward`.
-            cut: [N] bool, whether returns from before end ahead of this action; None: nowhere.
+            reward: [N] what is to be learned in place of `step.reward`.
+            cut: [N] whether returns from before end ahead of this action; None: nowhere.
         """
         self._forbid(self.time - self.rows + self.stack - 1)
         slot = self.time % self.rows
         row = slice(slot * self.environments, (slot + 1) * self.environments)
         for name, obs in _named(step.obs).items():
             self._write_frames[name](row, obs)
-        record, first, final = self._newest, step.first.numpy(), step.final.numpy()
+        record, first, final = self._newest, step.first, step.final
         torn, age = False, record["age"]
         age += age < 255
         if np.count_nonzero(first | final):
             closed = self._final[slot - 1]  # at first none was open
             torn = np.any(~closed & (first | (final & ~record["ended"])))
             age[first] = 0
-        record["reward"][:] = reward.numpy()
-        record["action"][:] = step.action.numpy()
-        record["terminated"][:] = step.terminated.numpy()
-        np.logical_or(record["terminated"], step.truncated.numpy(), out=record["ended"])
+        record["reward"][:] = reward
+        record["action"][:] = step.action
+        record["terminated"][:] = step.terminated
+        np.logical_or(step.terminated, step.truncated, out=record["ended"])
         if cut is not None:
-            record["cut"][:] = cut.numpy()
+            record["cut"][:] = cut
         self._write_records(row, self._newest_bytes)
         if cut is not None:
             record["cut"][:] = False
-        self._write_mask([row], step.mask)
+        self._write_mask([row], None if step.mask is None else torch.as_tensor(step.mask))
         self._final[slot] = final
         self.time += 1
         if torn:
@@ -186,7 +186,7 @@ class Ring:
 
     def _sampleable(self, time: int) -> NDArray[np.int64]:
         slot = time % self.rows
-        rows, final = self._lanes + slot * self.environments, self._final[slot]
+        rows, final = self._numbers[slot], self._final[slot]
         return rows[~final] if np.count_nonzero(final) else rows
 
     def _allow(self, time: int) -> None:
@@ -307,7 +307,7 @@ class Ring:
             self._mend(0)  # a row may have been saved before its successor got lost
         times = np.arange(max(0, self.time - self.rows + self.stack - 1), self.time - self.n_step)
         slots = times % self.rows
-        self.sampler.reopen((slots[:, None] * self.environments + self._lanes)[~self._final[slots]])
+        self.sampler.reopen(self._numbers[slots][~self._final[slots]])
 
 
 def _pages(size: int) -> Tensor:
@@ -347,10 +347,10 @@ def _write(column: Tensor, rows: Sequence[slice], values: Tensor) -> None:
 
 
 def row_bytes(layout: Layout) -> int:
-    """Returns the bytes that a timestep takes: its newest frames, its record, its place in the queue."""
+    """Returns the bytes that a timestep takes: its newest frames, its record, its number, its place."""
     leaves = layout.values() if isinstance(layout, dict) else [layout]
     frames = (int(np.prod(leaf.frame)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
-    return sum(frames) + _RECORD.itemsize + np.dtype(np.int64).itemsize
+    return sum(frames) + _RECORD.itemsize + 2 * np.dtype(np.int64).itemsize
 
 
 def _named(obs: Obs) -> dict[str, Tensor]:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlagents.types import State
+from rlagents_envs.vector import Array
 
 
-def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor | NDArray[np.int64]], None]:
+def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor | Array], None]:
     """Returns what writes rows of a tensor: on the CPU numpy, which starts a small copy in less time.
 
     Args:
@@ -23,7 +24,7 @@ def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor 
     """
     host = to.numpy() if to.device.type == "cpu" else None
 
-    def write(row: slice, value: Tensor | NDArray[np.int64]) -> None:
+    def write(row: slice, value: Tensor | Array) -> None:
         if host is None:
             # Without waiting: what the device takes from ordinary memory is put aside when this returns.
             to[row].copy_(torch.as_tensor(value)[part], non_blocking=True)
@@ -80,6 +81,7 @@ class Uniform(Sampler):
     """
 
     def __init__(self, rows: int, generator: torch.Generator) -> None:
+        self._rows = rows
         self._queue = torch.zeros(rows, dtype=torch.int64, device=generator.device)
         self._write = writer(self._queue)
         on_cpu = generator.device.type == "cpu"
@@ -91,12 +93,14 @@ class Uniform(Sampler):
 
     def allow(self, row: NDArray[np.int64]) -> None:
         """Makes rows sampleable."""
-        rows = len(self._queue)
-        at, self._end = self._end % rows, self._end + len(row)
-        head = min(len(row), rows - at)
-        self._write(slice(at, at + head), row[:head])
-        if head < len(row):
-            self._write(slice(0, len(row) - head), row[head:])
+        at = self._end % self._rows
+        over = at + len(row) - self._rows
+        if over <= 0:
+            self._write(slice(at, at + len(row)), row)
+        else:
+            self._write(slice(at, self._rows), row[:-over])
+            self._write(slice(0, over), row[-over:])
+        self._end += len(row)
         self._write_bounds()
 
     def forbid(self, row: NDArray[np.int64]) -> None:
@@ -111,7 +115,7 @@ class Uniform(Sampler):
         else:  # 2**62 is so large that the remainder is even
             any_ = torch.randint(2**62, (size,), generator=self.generator, device=self._bounds.device)
             place = any_ % self._bounds[1] + self._bounds[0]
-        return self._queue[place.remainder_(len(self._queue))], self._ones.expand(size)
+        return self._queue[place.remainder_(self._rows)], self._ones.expand(size)
 
     def reopen(self, row: NDArray[np.int64]) -> None:
         """Makes rows the only sampleable ones."""
