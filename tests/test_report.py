@@ -100,6 +100,31 @@ def test_quiet_console_prints_one_line():
     assert printed(screen) == [PROGRESS_LINE]
 
 
+LEFT = """
+import sys
+from rlagents.report.console import Console
+report = Console(50_000, every=0.0)
+report.note("one")
+sys.stdin.readline()
+for step in range(3):
+    report.write(step, {"train/loss": 1.0})
+report.close()
+print("reached the end", file=sys.stderr)
+"""
+
+
+def test_a_run_goes_on_where_nobody_reads_its_output_any_more():
+    with subprocess.Popen(
+        [sys.executable, "-c", LEFT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"one\n"
+        process.stdout.close()  # as `head -1` does
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b"reached the end\n"
+    assert process.returncode == 0
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("terminal", [False, True])
 def test_output_that_cannot_be_written_stops_nothing(terminal: bool):

@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: one live line on a terminal, a plain line now and then elsewhere.
 
 Evaluations and notes are lines that stay; on a terminal they scroll up above the live one. Output that cannot
-be written, to a file on a full disk, is lost, and the run goes on.
+be written, to a file on a full disk or a pipe that nobody reads any more, is lost, and the run goes on.
 """
 
 import time
@@ -26,6 +26,13 @@ _FIELDS = (
 )
 
 
+class _Output(rich.console.Console):
+    def on_broken_pipe(self) -> None:
+        """Prints nothing from now on; rich would end the process."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 class Console:
     """Prints progress.
 
@@ -48,7 +55,7 @@ class Console:
         every: float = 10.0,
         console: rich.console.Console | None = None,
     ) -> None:
-        self._console = console or rich.console.Console()
+        self._console = console or _Output()
         self._total = total
         self._quiet = quiet
         # Drawn at each write and by no thread of its own: two cores have better things to do.
