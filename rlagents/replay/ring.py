@@ -27,6 +27,7 @@ _RECORD = np.dtype(
         "itemsize": 12,
     }
 )
+_OLDER = np.minimum(np.arange(1, 257), 255).astype(np.uint8)  # an age one frame later
 _DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "int64": torch.int64}
 
 
@@ -88,10 +89,10 @@ class Ring:
         self._write_frames = {
             name: writer(ring, self._leaves[name].newest) for name, ring in self._frames.items()
         }
-        self._write_records = writer(self._records)
+        self._write_records = writer(self._records.view(rows, -1))
         newest = np.zeros(environments, _RECORD)  # the records of one time, put together here
         self._newest = {name: newest[name] for name in self._columns}
-        self._newest_bytes = newest.view(np.uint8).reshape(environments, -1)
+        self._newest_bytes = newest.view(np.uint8)
         self._mask: Tensor | None = None  # [T * N, A], from the first mask on
         self._final = np.ones((rows, environments), np.bool_)  # on the CPU, where rows are counted
         self._numbers = np.arange(flat).reshape(rows, environments)  # of rows
@@ -133,8 +134,8 @@ class Ring:
             self._write_frames[name](row, obs)
         record, first, final = self._newest, step.first, step.final
         torn, age = False, record["age"]
-        age += age < 255
-        if np.count_nonzero(first | final):
+        _OLDER.take(age, out=age, mode="clip")
+        if _any(first) or _any(final):
             closed = self._final[slot - 1]  # at first none was open
             torn = np.any(~closed & (first | (final & ~record["ended"])))
             age[first] = 0
@@ -144,7 +145,7 @@ class Ring:
         np.logical_or(step.terminated, step.truncated, out=record["ended"])
         if cut is not None:
             record["cut"][:] = cut
-        self._write_records(row, self._newest_bytes)
+        self._write_records(slot, self._newest_bytes)
         if cut is not None:
             record["cut"][:] = False
         self._write_mask([row], None if step.mask is None else torch.as_tensor(step.mask))
@@ -187,7 +188,7 @@ class Ring:
     def _sampleable(self, time: int) -> NDArray[np.int64]:
         slot = time % self.rows
         rows, final = self._numbers[slot], self._final[slot]
-        return rows[~final] if np.count_nonzero(final) else rows
+        return rows[~final] if _any(final) else rows
 
     def _allow(self, time: int) -> None:
         """A row can be sampled once the n rows after it are there."""
@@ -351,6 +352,11 @@ def row_bytes(layout: Layout) -> int:
     leaves = layout.values() if isinstance(layout, dict) else [layout]
     frames = (int(np.prod(leaf.frame)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
     return sum(frames) + _RECORD.itemsize + 2 * np.dtype(np.int64).itemsize
+
+
+def _any(flags: Bools) -> bool:
+    """Returns whether one of a few is true, in an eighth of the time that numpy takes to start."""
+    return 1 in flags.tobytes()
 
 
 def _named(obs: Obs) -> dict[str, Tensor]:

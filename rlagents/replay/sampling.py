@@ -15,7 +15,7 @@ from rlagents.types import State
 from rlagents_envs.vector import Array
 
 
-def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor | Array], None]:
+def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice | int, Tensor | Array], None]:
     """Returns what writes rows of a tensor: on the CPU numpy, which starts a small copy in less time.
 
     Args:
@@ -24,7 +24,7 @@ def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice, Tensor 
     """
     host = to.numpy() if to.device.type == "cpu" else None
 
-    def write(row: slice, value: Tensor | Array) -> None:
+    def write(row: slice | int, value: Tensor | Array) -> None:
         if host is None:
             # Without waiting: what the device takes from ordinary memory is put aside when this returns.
             to[row].copy_(torch.as_tensor(value)[part], non_blocking=True)
