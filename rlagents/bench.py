@@ -156,7 +156,7 @@ def replay(plan: Plan, *, batches: Sequence[int]) -> Report:
         for operation, batch in zip(sample, batches, strict=True)
         for name, store in stores.items()
     ]
-    if on.type == "cuda":  # as learner steps draw their batches there
+    if ring.device.type == "cuda":  # as learner steps draw their batches there
         recorded: Captured[Batch] = Captured("a draw", [ring.sampler.generator])
         for batch in batches:
             drawn = _calling(recorded, [(partial(ring.sample, batch), batch)], 1)

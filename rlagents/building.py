@@ -103,7 +103,8 @@ def require_memory(experiment: Experiment, envs: Environments, on: torch.device)
         return
     else:
         name, given, spare, each = "replay.capacity", config.replay.capacity, 0, row_bytes(envs.layout)
-    size, free = (given + spare) * each, machine.available(on)
+    tabular = isinstance(config, QLearning)  # a table and its replay never leave the CPU
+    size, free = (given + spare) * each, machine.available(torch.device("cpu") if tabular else on)
     if size > free:
         raise UsageError(
             f"agent.{name} must fit into memory, got {given}: it takes {size / 1e9:.2f} GB, and "

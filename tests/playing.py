@@ -58,7 +58,7 @@ def assert_uploaded(envs: Environments, game: Game, device: torch.device) -> Non
     all_ = np.ones(envs.count, np.bool_)
     opens = [all_, ~all_, *(outcome.ended for outcome in game.outcomes[:-1])]
     upload = Upload(envs.layout, device)
-    sent = [upload(obs, torch.as_tensor(first)) for obs, first in zip(arrived, opens, strict=True)]
+    sent = [upload(obs, first) for obs, first in zip(arrived, opens, strict=True)]
     for obs, uploaded in zip(arrived, sent, strict=True):
         for name, array in leaves(obs).items():
             np.testing.assert_array_equal(leaves(uploaded)[name].cpu(), array)

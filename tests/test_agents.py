@@ -543,3 +543,18 @@ def test_learner_steps_with_masks_are_recorded_apart_from_those_without():
     agent.learn()
     assert len(kinds) == seen + 1
     assert kinds[-1] != kinds[-2]
+
+
+def test_gradients_of_a_recording_that_failed_are_not_learned_from():
+    """Such a recording leaves places for them into which nothing was computed."""
+    envs = make(kind="corridor", count=2, observation="onehot")
+    agent = build(envs.layout, 2, environments=2, kind="dqn", learning_starts=4, learn_every=2, batch_size=4)
+    agent._graph = lambda function, kind: function()
+    steps = [step for step, _ in islice(interact(envs, agent, Trail(Streams(0), 2, 2), reset_every=10**6), 8)]
+    for parameter in agent.online.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    done = agent.learner_steps
+    agent.observe(steps[-1])
+    agent.learn()
+    assert agent.learner_steps > done
+    assert all(parameter.isfinite().all() for parameter in agent.online.parameters())

@@ -75,6 +75,21 @@ def test_recorded_learner_steps_do_what_plain_ones_do(precision):
     assert recorded.optimizer.param_groups[0]["lr"].item() < 5e-4
 
 
+def test_pqn_recorded_does_what_plain_pqn_does():
+    table = {"kind": "pqn", "rollout": 16, "minibatches": 4, "epochs": 2, "precision": "float32"}
+    plain, recorded = (
+        build(PONG, 6, device=torch.device("cuda"), cuda_graph=graph, **table) for graph in (False, True)
+    )
+    for agent in (plain, recorded):
+        for step in steps(120):  # 7 rollouts: three to warm up, then recorded
+            agent.act(step.obs, first=step.first)
+            agent.learn()
+            agent.observe(step)
+    assert recorded._graph.recorded
+    for mine, theirs in zip(recorded.online.parameters(), plain.online.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=2e-2)
+
+
 @pytest.mark.parametrize("kind", ["scalar", "categorical", "quantile", "iqn"])
 def test_every_kind_of_values_is_recorded_with_noise_and_priorities(kind):
     table = {"precision": "float32", "network": {"noisy": True, "dueling": True, "hidden": [64]}}
@@ -126,7 +141,7 @@ def test_recorded_learner_steps_see_rows_written_later():
         ring.zero_()
     agent.replay._columns["reward"].fill_(1)
     for step in steps(20):
-        agent.observe(step._replace(reward=torch.ones(COUNT)))
+        agent.observe(step._replace(reward=np.ones(COUNT, np.float32)))
         metrics = agent.learn()
     assert metrics["q_mean"].isfinite()
     assert any(not torch.equal(a, b) for a, b in zip(before, agent.online.parameters(), strict=True))
@@ -168,6 +183,7 @@ def test_where_recording_fails_learner_steps_go_on_with_the_same_draws():
         often()
     assert not captured.recorded
     assert drawn == [torch.rand(2, generator=other, device="cuda").tolist() for _ in range(6)]
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
 
 
 def test_the_ring_gathers_the_same_on_both_devices():

@@ -65,7 +65,7 @@ class Captured(Generic[Result]):
         return result
 
     def _record(self, function: Callable[..., Result], key: Hashable, given: Sequence[Tensor]) -> bool:
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         places = [tensor.clone() for tensor in given]
         before = [generator.clone_state() for generator in self._generators]
         try:
@@ -76,6 +76,7 @@ class Captured(Generic[Result]):
                 result = function(*places)
         except RuntimeError as error:
             self._failed = True
+            torch.cuda.set_stream(stream)  # to which torch returns only from a recording that ended well
             self._graphs.clear()  # with the memory that they hold
             # What failed leaves its generators as if the recording went on, in which nobody else may draw.
             for generator, state in zip(self._generators, before, strict=True):

@@ -63,7 +63,12 @@ class NetworkAgent(Actor, Generic[Config]):
         """Does learner steps, as one graph of their kind where there is a GPU for it."""
         if self._graph is None:
             return self._updates(count)
-        return self._graph(lambda: self._updates(count), (count, *kind))
+
+        def updates() -> Metrics:
+            self._weights.forget_gradients()
+            return self._updates(count)
+
+        return self._graph(updates, (count, *kind))
 
     def _updates(self, count: int) -> Metrics:
         """Does learner steps, on the device alone: nothing here waits for a number."""

@@ -86,9 +86,13 @@ class Weights:
             with torch.no_grad():
                 weights: list[Tensor] = [*self.parameters]
                 torch._foreach_lerp_(self.average, weights, self._rate)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        self.forget_gradients()
+        return norm
+
+    def forget_gradients(self) -> None:
+        """Forgets gradients: those of a recording that failed were never computed."""
         for parameter in self.renewed or self.parameters:
             parameter.grad = None
-        return norm
 
     def state_dict(self) -> State:
         """Returns the online weights, their average if there is one, and the optimiser's moments."""

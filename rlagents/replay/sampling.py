@@ -26,7 +26,7 @@ def writer(to: Tensor, part: tuple[slice, ...] = ()) -> Callable[[slice | int, T
 
     def write(row: slice | int, value: Tensor | Array) -> None:
         if host is None:
-            # Without waiting: what the device takes from ordinary memory is put aside when this returns.
+            # Without waiting: what comes from ordinary memory the driver has put aside when this returns.
             to[row].copy_(torch.as_tensor(value)[part], non_blocking=True)
         else:
             host[row] = (value.numpy() if isinstance(value, Tensor) else value)[part]
