@@ -143,10 +143,9 @@ class _Games:
         self.total = np.zeros(count)  # [N] the return of the episode so far
         self._start = np.zeros(count, np.int64)  # [N] the step at which it began
         self._time = 0
-        # Grown by doubling: small arrays kept from every step would lie between large ones that are freed,
+        # One piece that grows: small arrays kept from every step would lie between large ones that are freed,
         # and each leave a hole in which no observation fits.
-        self._actions: NDArray[np.int64] = np.zeros((1024, count), np.int64)
-        self._rewards: NDArray[np.float32] = np.zeros((1024, count), np.float32)
+        self._log = bytearray()  # of actions and rewards
         self.played: list[tuple[int, int, int, float]] = []  # environment, first step, end, return
 
     @property
@@ -158,10 +157,7 @@ class _Games:
         """Takes note of one step; returns the environments in which it ended an episode that counts."""
         # A lost episode is played again.
         over = outcome.ended if outcome.lost is None else outcome.ended & ~outcome.lost
-        if self._time == len(self._actions):
-            self._actions = np.concatenate((self._actions, np.zeros_like(self._actions)))
-            self._rewards = np.concatenate((self._rewards, np.zeros_like(self._rewards)))
-        self._actions[self._time], self._rewards[self._time] = action, outcome.reward
+        self._log += action.astype(np.int64).tobytes() + outcome.reward.astype(np.float32).tobytes()
         self._time += 1
         self.total += outcome.reward
         done = [int(i) for i in np.flatnonzero(over & (self.left > 0))]
@@ -175,8 +171,10 @@ class _Games:
 
     def distinct(self) -> int:
         """Returns how many of the games played differ in any action or reward."""
+        each = (len(self.left),)
+        log = np.frombuffer(self._log, [("action", np.int64, each), ("reward", np.float32, each)])
         steps = [(slice(begin, end), i) for i, begin, end, _ in self.played]
-        games = (self._actions[at].tobytes() + self._rewards[at].tobytes() for at in steps)
+        games = (log["action"][at].tobytes() + log["reward"][at].tobytes() for at in steps)
         return len({hashlib.blake2b(game).digest() for game in games})
 
 

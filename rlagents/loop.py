@@ -8,13 +8,14 @@ evaluation and checkpoints consume what the generator yields.
 import os
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from rlagents.seeding import Streams
-from rlagents.types import Agent, Metrics, Obs, State, Step
+from rlagents.types import Agent, Metrics, Obs, State, Step, named
 from rlagents.upload import Upload, share
 from rlagents_envs.vector import Bools, Environments, Outcome
 
@@ -39,7 +40,8 @@ class Trail:
         self.env_steps = 0  # since the last full reset
         self.checksum = 0
         self.length = 0
-        self._actions = np.zeros((1024, environments), np.uint8 if actions <= 256 else np.int64)
+        self._count, self._dtype = environments, np.dtype(np.uint8 if actions <= 256 else np.int64)
+        self._log = bytearray()  # of actions
 
     @property
     def seed(self) -> int:
@@ -49,13 +51,11 @@ class Trail:
     @property
     def actions(self) -> NDArray[np.int64]:
         """The actions since then, [ticks, N]."""
-        return self._actions[: self.length].astype(np.int64)
+        return self._logged().astype(np.int64)
 
     def record(self, actions: NDArray[np.int64], outcome: Outcome, env_steps: int) -> None:
         """Takes note of one tick."""
-        if self.length == len(self._actions):
-            self._actions = np.concatenate((self._actions, np.zeros_like(self._actions)))
-        self._actions[self.length] = actions
+        self._log += actions.astype(self._dtype).tobytes()
         self.length += 1
         self.env_steps += env_steps
         self.checksum = _checksum(outcome, self.checksum)
@@ -64,19 +64,22 @@ class Trail:
         """Starts a new trail at the next full reset."""
         self.resets += 1
         self.env_steps = self.checksum = self.length = 0
+        self._log.clear()
 
     def state_dict(self) -> State:
         """Returns the actions and counters."""
         counters = {name: getattr(self, name) for name in _COUNTERS}
-        return {"actions": torch.as_tensor(self._actions[: self.length].copy()), **counters}
+        return {"actions": torch.as_tensor(self._logged().copy()), **counters}
 
     def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` returned."""
-        self._actions = state["actions"].numpy().copy()
+        self._log = bytearray(state["actions"].numpy().tobytes())
         for name in _COUNTERS:
             setattr(self, name, state[name])
-        if not self.length:
-            self._actions = np.zeros((1024, self._actions.shape[1]), self._actions.dtype)
+
+    def _logged(self) -> NDArray[Any]:
+        """Returns a view [ticks, N] of the log, which cannot grow while the view is held."""
+        return np.frombuffer(self._log, self._dtype).reshape(-1, self._count)
 
 
 def interact(
@@ -171,8 +174,7 @@ def _closing(obs: Obs, mask: Bools | None, first: Bools, count: int) -> Step:
 
 
 def _checksum(outcome: Outcome, checksum: int) -> int:
-    obs = outcome.obs
-    for array in obs.values() if isinstance(obs, dict) else [obs]:
+    for array in named(outcome.obs).values():
         # Of an image its last channel: the newest frame. The others were newest before.
         newest = array[:, -1] if array.ndim > 3 else array
         checksum = zlib.crc32(np.ascontiguousarray(newest).data, checksum)

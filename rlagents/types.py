@@ -4,7 +4,7 @@ N environments, B batch, T ring rows, K stacked frames, A actions, Z numbers per
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from rlagents_envs.vector import Bools, Layout
 
 Obs: TypeAlias = Tensor | dict[str, Tensor]
 Metrics: TypeAlias = Mapping[str, Tensor]
+Part = TypeVar("Part")
 State: TypeAlias = dict[str, Any]  # nested dictionaries of tensors, numbers, strings and lists of these
 
 
@@ -25,6 +26,16 @@ def each(function: Callable[..., Any], *obs: Any) -> Any:
         names: list[str] = list(obs[0])  # pyright: ignore[reportUnknownArgumentType]
         return {name: function(*(o[name] for o in obs)) for name in names}
     return function(*obs)
+
+
+def named(value: Part | dict[str, Part]) -> dict[str, Part]:
+    """Returns the parts of an observation or of a layout by their names; that of one alone is ""."""
+    return cast("dict[str, Part]", value) if isinstance(value, dict) else {"": value}
+
+
+def joined(parts: dict[str, Part]) -> Part | dict[str, Part]:
+    """Returns what `named` was given."""
+    return parts.get("", parts)
 
 
 class Step(NamedTuple):

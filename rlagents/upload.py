@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlagents.types import Obs, each
-from rlagents_envs.vector import Array, Bools, Layout, Leaf
+from rlagents.types import Obs, each, joined, named
+from rlagents_envs.vector import Array, Bools, Layout
 from rlagents_envs.vector import Obs as HostObs
 
 
@@ -25,8 +25,8 @@ class Upload:
     """
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
-        self._leaves = layout if isinstance(layout, dict) else {"": layout}
-        self._single, self._device = isinstance(layout, Leaf), device
+        self._leaves = named(layout)
+        self._device = device
         self._stacks: dict[str, Tensor] = {}
         self._staged: dict[str, Tensor] = {}  # what is on its way
         self._sent = torch.cuda.Event() if device.type == "cuda" else None
@@ -40,12 +40,11 @@ class Upload:
         """
         if self._sent:
             self._sent.synchronize()  # what was on its way has arrived
-        arrays = obs if isinstance(obs, dict) else {"": obs}
         opens = self._send("first", first) if first.any() else None
-        arrived = {name: self._leaf(name, array, opens) for name, array in arrays.items()}
+        arrived = {name: self._leaf(name, array, opens) for name, array in named(obs).items()}
         if self._sent:
             self._sent.record()
-        return arrived[""] if self._single else arrived
+        return joined(arrived)
 
     def _leaf(self, name: str, array: Array, opens: Tensor | None) -> Tensor:
         leaf = self._leaves[name]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rlagents.agents.exploration import Boltzmann, EpsilonGreedy, Greedy, boltzmann
-from rlagents.schedules import Linear
+from rlagents.agents.exploration import Explorer, boltzmann
+from rlagents.config import Boltzmann, EpsilonGreedy, NoisyExploration
 
 
 def generator(seed=0):
@@ -24,14 +24,14 @@ def test_boltzmann_draws_with_the_probabilities_of_the_softmax():
 
 def test_the_temperature_falls():
     values = torch.tensor([[0.0, 1.0]]).expand(20_000, 2)
-    way = Boltzmann(Linear(2.0, 0.1, 100))
+    way = Explorer(Boltzmann(start=2.0, end=0.1, steps=100))
     shares = [way.choose(values, at, generator(), None).float().mean().item() for at in (0, 50, 100)]
     expected = [1 / (1 + 2.718281828 ** (-1 / t)) for t in (2.0, 1.05, 0.1)]
     assert shares == pytest.approx(expected, abs=0.015)
 
 
 def test_each_rung_of_the_ladder_has_its_own_epsilon():
-    way = EpsilonGreedy(Linear(0.4, 0.4, 0), ladder=7.0)
+    way = Explorer(EpsilonGreedy(start=0.4, end=0.4, ladder=7.0))
     values = torch.tensor([[0.0, 1.0]]).expand(4, 2)
     draw, explored = generator(), torch.zeros(4)
     for _ in range(4000):
@@ -44,25 +44,25 @@ def test_each_rung_of_the_ladder_has_its_own_epsilon():
 
 
 def test_without_a_ladder_all_are_alike():
-    plain, rungs = EpsilonGreedy(Linear(0.5, 0.5, 0)), EpsilonGreedy(Linear(0.5, 0.5, 0), ladder=1e-9)
+    plain, rungs = (Explorer(EpsilonGreedy(start=0.5, end=0.5, ladder=ladder)) for ladder in (0.0, 1e-9))
     values = torch.randn(500, 3, generator=generator(1))
     one, other = (way.choose(values, 0, generator(), None) for way in (plain, rungs))
     assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
-    "way",
+    "config",
     [
-        EpsilonGreedy(Linear(1.0, 1.0, 0)),
-        EpsilonGreedy(Linear(0.9, 0.9, 0), ladder=2.0),
-        Boltzmann(Linear(100.0, 100.0, 0)),
-        Greedy(),
+        EpsilonGreedy(start=1.0, end=1.0),
+        EpsilonGreedy(start=0.9, end=0.9, ladder=2.0),
+        Boltzmann(start=100.0, end=100.0),
+        NoisyExploration(),
     ],
 )
-def test_no_illegal_action_in_a_hundred_thousand(way):
+def test_no_illegal_action_in_a_hundred_thousand(config):
     draw = generator()
     values, mask = torch.randn(100_000, 6, generator=draw), torch.rand(100_000, 6, generator=draw) < 0.4
     mask[:, 2] |= ~mask.any(1)
-    actions = way.choose(values, 0, draw, mask)
+    actions = Explorer(config).choose(values, 0, draw, mask)
     assert mask[torch.arange(100_000), actions].all()
     assert not mask[torch.arange(100_000), values.argmax(1)].all()  # what is best may be illegal

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import learning
-from rlagents.agents.values import Categorical, Fractions, Quantile, Scalar, midpoints, soften
-from rlagents.config import Munchausen
+from rlagents.agents.values import Categorical, Quantile, Scalar, midpoints, soften
+from rlagents.config import ImplicitQuantileValues, Munchausen
 from rlagents.types import Batch
 from rlagents_envs.vector import Leaf
 
@@ -26,7 +26,7 @@ MEANINGS = {
     "scalar": Scalar(),
     "categorical": Categorical(-5.0, 5.0, 11),  # wide enough for what the tests add up to
     "quantile": Quantile(7),
-    "iqn": Quantile(1, 1.0, Fractions(7, 7, 7, 8)),
+    "iqn": Quantile(1, 1.0, ImplicitQuantileValues(learned=7, goals=7, choice=7, cosines=8)),
 }
 
 

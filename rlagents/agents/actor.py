@@ -29,7 +29,7 @@ class Actor:
         self.actions, self.device = task.actions, task.device
         self.env_steps: int = 0
         self.learner_steps: int = 0
-        self._ties, self._explorer = ties, exploration.make(config, ties=ties)
+        self._ties, self._explorer = ties, exploration.Explorer(config, ties=ties)
         self._notes_exploring = False
         self._explored: Bools | None = None  # [N] whether the newest actions were not greedy, if noted
         # And, by the subclass, what learner steps draw from.

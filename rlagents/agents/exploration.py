@@ -1,13 +1,9 @@
 """How actions are chosen from values."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from rlagents.config import Boltzmann as BoltzmannConfig
-from rlagents.config import EpsilonGreedy as EpsilonGreedyConfig
-from rlagents.config import Exploration as Config
+from rlagents.config import Boltzmann, EpsilonGreedy, Exploration, NoisyExploration
 from rlagents.schedules import Linear
 
 
@@ -76,75 +72,39 @@ def boltzmann(
 
 
 class Explorer:
-    """One way to explore."""
+    """One way to explore.
+
+    With a ladder, environment i of N has epsilon ** (1 + ladder * i / (N - 1)) (Horgan et al. 2018, section
+    4.1, where epsilon is 0.4 and the ladder 7).
+
+    Args:
+        config: the way; a noisy network's best action is explored by the noise in its values.
+        ties: as in `epsilon_greedy`.
+    """
+
+    def __init__(self, config: Exploration, *, ties: bool = False) -> None:
+        self._config, self._ties = config, ties
+        if isinstance(config, NoisyExploration):
+            self._schedule = Linear(0.0, 0.0, 0)
+        else:
+            self._schedule = Linear(config.start, config.end, config.steps)
 
     def epsilon(self, env_steps: int) -> float:
-        """Returns the probability of a uniform action, of environment 0, for reports."""
-        return 0.0
+        """Returns the probability of a uniform action, the largest of all environments: for reports."""
+        return self._schedule(env_steps) if isinstance(self._config, EpsilonGreedy) else 0.0
 
     def choose(
         self, values: Tensor, env_steps: int, generator: torch.Generator, mask: Tensor | None
     ) -> Tensor:
         """Returns actions [N] for values [N, A] after so many env steps."""
-        raise NotImplementedError
-
-
-def make(config: Config, *, ties: bool = False) -> Explorer:
-    """Returns the way to explore that a table describes; `ties` as in `epsilon_greedy`."""
-    match config:
-        case EpsilonGreedyConfig():
-            return EpsilonGreedy(Linear(config.start, config.end, config.steps), config.ladder, ties)
-        case BoltzmannConfig():
-            return Boltzmann(Linear(config.start, config.end, config.steps))
-        case _:
-            return Greedy()
-
-
-@dataclass(frozen=True)
-class EpsilonGreedy(Explorer):
-    """Uniform actions with a probability that may differ between environments.
-
-    With a ladder, environment i of N has epsilon ** (1 + ladder * i / (N - 1)) (Horgan et al. 2018, section
-    4.1, where epsilon is 0.4 and the ladder 7).
-    """
-
-    schedule: Linear
-    ladder: float = 0.0
-    ties: bool = False
-
-    def epsilon(self, env_steps: int) -> float:
-        """Returns the largest epsilon: that of environment 0."""
-        return self.schedule(env_steps)
-
-    def choose(
-        self, values: Tensor, env_steps: int, generator: torch.Generator, mask: Tensor | None
-    ) -> Tensor:
-        """Returns actions [N]."""
-        epsilon: float | Tensor = self.schedule(env_steps)
-        if self.ladder:
-            rung = torch.linspace(0, 1, len(values), device=values.device)
-            epsilon = epsilon ** (1 + self.ladder * rung)
-        return epsilon_greedy(values, epsilon, generator, mask, ties=self.ties)
-
-
-@dataclass(frozen=True)
-class Boltzmann(Explorer):
-    """Better actions more often, the more so the lower the temperature."""
-
-    schedule: Linear
-
-    def choose(
-        self, values: Tensor, env_steps: int, generator: torch.Generator, mask: Tensor | None
-    ) -> Tensor:
-        """Returns actions [N]."""
-        return boltzmann(values, self.schedule(env_steps), generator, mask)
-
-
-class Greedy(Explorer):
-    """The best action; what explores is the noise in the values."""
-
-    def choose(
-        self, values: Tensor, env_steps: int, generator: torch.Generator, mask: Tensor | None
-    ) -> Tensor:
-        """Returns actions [N]."""
-        return legal_values(values, mask).argmax(1)
+        match self._config:
+            case EpsilonGreedy(ladder=ladder):
+                epsilon: float | Tensor = self._schedule(env_steps)
+                if ladder:
+                    rung = torch.linspace(0, 1, len(values), device=values.device)
+                    epsilon = epsilon ** (1 + ladder * rung)
+                return epsilon_greedy(values, epsilon, generator, mask, ties=self._ties)
+            case Boltzmann():
+                return boltzmann(values, self._schedule(env_steps), generator, mask)
+            case NoisyExploration():
+                return legal_values(values, mask).argmax(1)

@@ -15,7 +15,7 @@ from rlagents.agents.values import make as make_values
 from rlagents.agents.weights import Weights, seeded
 from rlagents.config import DQN, PQN
 from rlagents.networks import Network, Noise
-from rlagents.types import Metrics, Obs, State, Step, Task
+from rlagents.types import Metrics, Obs, State, Step, Task, joined, named
 
 Config = TypeVar("Config", DQN, PQN)
 
@@ -81,16 +81,16 @@ class NetworkAgent(Actor, Generic[Config]):
     @torch.no_grad()
     def _q_values(self, network: Network, obs: Obs, noise: Noise | None = None) -> Tensor:
         """Returns the values [N, A], on the CPU, where actions are chosen."""
-        named = obs if isinstance(obs, dict) else {"": obs}
+        parts = named(obs)
 
         def values(*given: Tensor) -> Tensor:
-            parts = dict(zip(named, given, strict=True))
-            return self.values.mean(network(parts.get("", parts), self._spread, noise))
+            seen = joined(dict(zip(parts, given, strict=True)))
+            return self.values.mean(network(seen, self._spread, noise))
 
         if self._acting is None:
-            return values(*named.values()).cpu()
-        key = (network is self._weights.settled, noise is None, *(part.shape for part in named.values()))
-        return self._acting(values, key, *named.values()).cpu()
+            return values(*parts.values()).cpu()
+        key = (network is self._weights.settled, noise is None, *(part.shape for part in parts.values()))
+        return self._acting(values, key, *parts.values()).cpu()
 
     def observe(self, step: Step) -> None:
         """Counts one step; who learns stores it."""

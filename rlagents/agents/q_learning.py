@@ -16,7 +16,7 @@ from rlagents.config import QLearning as Config
 from rlagents.replay import Ring
 from rlagents.replay import make as make_replay
 from rlagents.schedules import Every, Linear
-from rlagents.types import Metrics, Obs, State, Step, Task
+from rlagents.types import Metrics, Obs, State, Step, Task, named
 from rlagents_envs.vector import Bools
 
 Numbers: TypeAlias = NDArray[np.int64]
@@ -52,7 +52,7 @@ class QLearning(Actor):
     def __init__(self, config: Config, task: Task) -> None:
         task = task._replace(device=torch.device("cpu"))  # N look-ups take less time than a call to a GPU
         super().__init__(config.exploration, task, ties=True)
-        leaves = task.layout if isinstance(task.layout, dict) else {"": task.layout}
+        leaves = named(task.layout)
         if any(leaf.kind != "index" for leaf in leaves.values()):
             raise ValueError(
                 "agent.kind must be a network agent for this environment: a table needs numbered states, got "

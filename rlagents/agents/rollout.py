@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlagents.types import Obs, State, Step, each
+from rlagents.types import Obs, State, Step, each, named
 from rlagents_envs.vector import Bools, Layout, Leaf
 
 _COLUMNS = {
@@ -114,9 +114,8 @@ class Rollout:
 
     def state_dict(self) -> State:
         """Returns the rows that are there."""
-        parts = self._obs if isinstance(self._obs, dict) else {"": self._obs}
-        named = {f"obs.{name}": column for name, column in parts.items()} | self._columns
-        return {name: column[: self.rows] for name, column in named.items()}
+        columns = {f"obs.{name}": column for name, column in named(self._obs).items()} | self._columns
+        return {name: column[: self.rows] for name, column in columns.items()}
 
     def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` returned."""
@@ -127,7 +126,7 @@ class Rollout:
 
 def row_bytes(layout: Layout) -> int:
     """Returns the bytes that a row of one environment takes: its whole observation, and its record."""
-    leaves = layout.values() if isinstance(layout, dict) else [layout]
+    leaves = named(layout).values()
     obs = (math.prod(leaf.shape) * getattr(torch, leaf.dtype).itemsize for leaf in leaves)
     return sum(obs) + sum(dtype.itemsize for dtype in _COLUMNS.values())
 

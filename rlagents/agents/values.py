@@ -4,7 +4,7 @@ Frozen objects without parameters. Losses are per sample; weights and means are 
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +20,6 @@ from rlagents.config import (
 from rlagents.config import Values as Config
 
 
-class Fractions(NamedTuple):
-    """How many fractions of the return's distribution a network is asked for."""
-
-    learned: int  # drawn for each prediction (N)
-    goals: int  # drawn for each goal (N')
-    choice: int  # spread evenly, where actions are chosen (K)
-    cosines: int  # that the network reads of each
-
-
 class Values(Protocol):
     """One meaning of Z numbers per action."""
 
@@ -38,7 +29,7 @@ class Values(Protocol):
         ...
 
     @property
-    def fractions(self) -> Fractions | None:
+    def fractions(self) -> ImplicitQuantileValues | None:
         """What the network is asked for; Z is then how many it is asked. None: nothing, Z = width."""
         ...
 
@@ -76,8 +67,7 @@ def make(config: Config) -> Values:
         case QuantileValues():
             return Quantile(config.quantiles, config.huber_delta, error_of=config.error)
         case ImplicitQuantileValues():
-            asked = Fractions(config.learned, config.goals, config.choice, config.cosines)
-            return Quantile(1, config.huber_delta, asked, config.error)
+            return Quantile(1, config.huber_delta, config, config.error)
 
 
 @dataclass(frozen=True)
@@ -90,7 +80,7 @@ class Scalar:
 
     huber_delta: float | None = 1.0
     width: int = 1
-    fractions: Fractions | None = None
+    fractions: ImplicitQuantileValues | None = None
 
     def mean(self, params: Tensor) -> Tensor:
         """Returns the number itself."""
@@ -122,7 +112,7 @@ class Categorical:
     low: float
     high: float
     width: int = 51
-    fractions: Fractions | None = None
+    fractions: ImplicitQuantileValues | None = None
 
     def atoms(self, device: torch.device) -> Tensor:
         """Returns the returns that have a probability, [Z] float32."""
@@ -167,7 +157,7 @@ class Quantile:
 
     width: int = 51
     huber_delta: float = 1.0
-    fractions: Fractions | None = None
+    fractions: ImplicitQuantileValues | None = None
     error_of: Literal["loss", "mean"] = "loss"
 
     def mean(self, params: Tensor) -> Tensor:

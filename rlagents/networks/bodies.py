@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlagents.types import named
 from rlagents_envs.vector import Layout, Leaf
 
 _WORD = 4  # bytes that move together
@@ -14,8 +15,7 @@ SMALL = 36  # pixels below which the Nature CNN has nothing left to look at
 
 def has_pixels(layout: Layout) -> bool:
     """Returns whether any part of an observation is an image."""
-    leaves = layout.values() if isinstance(layout, dict) else [layout]
-    return any(leaf.kind == "pixels" for leaf in leaves)
+    return any(leaf.kind == "pixels" for leaf in named(layout).values())
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

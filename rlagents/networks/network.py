@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rlagents.config import Network as Config
 from rlagents.networks import bodies
 from rlagents.networks.noisy import Noise, NoisyLinear
-from rlagents.types import Obs
+from rlagents.types import Obs, named
 from rlagents_envs.vector import Layout
 
 
@@ -53,7 +53,7 @@ class Network(nn.Module):
         def dense(inputs: int, outputs: int) -> nn.Linear:
             return NoisyLinear(inputs, outputs, config.noise) if config.noisy else nn.Linear(inputs, outputs)
 
-        leaves = layout if isinstance(layout, dict) else {"obs": layout}
+        leaves = named(layout)
         pixels = bodies.has_pixels(layout)
         hidden = config.hidden or ((512,) if pixels else (128, 128))
         self._inputs = {
@@ -87,14 +87,14 @@ class Network(nn.Module):
 
     def centre_(self, obs: Obs) -> None:
         """Takes the mean of observations [B, *O] for what bodies subtract from images, if they do."""
-        inputs = {"obs": obs} if isinstance(obs, Tensor) else obs
+        inputs = named(obs)
         for name, body in self._inputs.items():
             if isinstance(body, bodies.Images):
                 body.centre_(inputs[name])
 
     def prepare(self, obs: Obs) -> list[Tensor]:
         """Returns observations [B, *O] in the dtype and layout that `compute` wants, for several uses."""
-        inputs = {"obs": obs} if isinstance(obs, Tensor) else obs
+        inputs = named(obs)
         return [body.prepare(inputs[name], self._dtype) for name, body in self._inputs.items()]
 
     def forward(self, obs: Obs, fractions: Tensor | None = None, noise: Noise | None = None) -> Tensor:

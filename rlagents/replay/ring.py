@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlagents.replay.sampling import Sampler, writer
-from rlagents.types import Batch, Obs, Step
+from rlagents.types import Batch, Step, joined, named
 from rlagents_envs.vector import Bools, Layout
 
-_ALONE = ""  # the name of an observation that is no dictionary
 # What is kept of a timestep beside its frames, in one piece, so that writing it is one copy.
 _RECORD = np.dtype(
     {
@@ -64,7 +63,7 @@ class Ring:
         self.rows = rows = capacity // environments  # T
         self.sampler, self.device = sampler, device
         self.time = 0  # timesteps written so far, of each environment
-        self._leaves = layout if isinstance(layout, dict) else {_ALONE: layout}
+        self._leaves = named(layout)
         self.stack = max(leaf.stack for leaf in self._leaves.values())
         if rows < self.stack + n_step + 1:
             raise ValueError(
@@ -130,7 +129,7 @@ class Ring:
         self._forbid(self.time - self.rows + self.stack - 1)
         slot = self.time % self.rows
         row = slice(slot * self.environments, (slot + 1) * self.environments)
-        for name, obs in _named(step.obs).items():
+        for name, obs in named(step.obs).items():
             self._write_frames[name](row, obs)
         record, first, final = self._newest, step.first, step.final
         torn, age = False, record["age"]
@@ -231,11 +230,11 @@ class Ring:
         successor = (row + taken * count).remainder_(wrap)
         seen = {name: self._pair(name, row, successor) for name in self._leaves}
         return Batch(
-            obs=_joined({name: pair[0] for name, pair in seen.items()}),
+            obs=joined({name: pair[0] for name, pair in seen.items()}),
             action=columns["action"][row].long(),
             reward=reward,
             discount=discount,
-            next_obs=_joined({name: pair[1] for name, pair in seen.items()}),
+            next_obs=joined({name: pair[1] for name, pair in seen.items()}),
             row=row,
             weight=weight,
             mask=None if self._mask is None else self._mask[successor],
@@ -349,7 +348,7 @@ def _write(column: Tensor, rows: Sequence[slice], values: Tensor) -> None:
 
 def row_bytes(layout: Layout) -> int:
     """Returns the bytes that a timestep takes: its newest frames, its record, its number, its place."""
-    leaves = layout.values() if isinstance(layout, dict) else [layout]
+    leaves = named(layout).values()
     frames = (int(np.prod(leaf.frame)) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
     return sum(frames) + _RECORD.itemsize + 2 * np.dtype(np.int64).itemsize
 
@@ -357,11 +356,3 @@ def row_bytes(layout: Layout) -> int:
 def _any(flags: Bools) -> bool:
     """Returns whether one of a few is true, in an eighth of the time that numpy takes to start."""
     return 1 in flags.tobytes()
-
-
-def _named(obs: Obs) -> dict[str, Tensor]:
-    return obs if isinstance(obs, dict) else {_ALONE: obs}
-
-
-def _joined(obs: dict[str, Tensor]) -> Obs:
-    return obs.get(_ALONE, obs)

@@ -101,12 +101,12 @@ class Uniform(Sampler):
             self._write(slice(at, self._rows), row[:-over])
             self._write(slice(0, over), row[-over:])
         self._end += len(row)
-        self._write_bounds()
+        if self._bounds is not None:
+            self._bounds.copy_(torch.tensor([self._start, len(self)]), non_blocking=True)
 
     def forbid(self, row: NDArray[np.int64]) -> None:
-        """Makes the oldest rows unsampleable."""
+        """Makes the oldest rows unsampleable; a recorded graph sees it when rows are next allowed."""
         self._start += len(row)
-        self._write_bounds()
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """Draws rows, all of weight 1."""
@@ -121,10 +121,6 @@ class Uniform(Sampler):
         """Makes rows the only sampleable ones."""
         self._start = self._end = 0
         self.allow(row)
-
-    def _write_bounds(self) -> None:
-        if self._bounds is not None:
-            self._bounds.copy_(torch.tensor([self._start, len(self)]), non_blocking=True)
 
     def __len__(self) -> int:
         """Returns the number of sampleable rows."""
