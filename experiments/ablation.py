@@ -39,10 +39,7 @@ ABLATIONS = {
         "pong-qrdqn",
         "pong-iqn",
         "pong-dqn",
-        (
-            "pong-rainbow run.env_steps=360_000 run.evaluate_every=30_000 agent.learning_rate_steps=300_000 "
-            "agent.exploration.ladder=1"
-        ),
+        "pong-rainbow run.env_steps=300_000 run.evaluate_every=30_000",
     ),
 }
 

@@ -274,7 +274,6 @@ def test_an_unknown_key_is_one_line_and_2(command: str) -> None:
         (["replay", "cartpole-pqn"], ["agent.kind must be dqn or q_learning for bench replay, got pqn"]),
         (["peers", "taxi-q-learning"], ["agent.kind must be dqn in SB3, got q_learning"]),
         (["peers", "pong-dqn"], [
-            "agent.learning_rate_steps must be 0 in SB3, got 300000",
             "agent.n_step must be 1 in SB3, got 4",
             "agent.replay.sampling.kind must be uniform in SB3, got proportional",
             "agent.learning_rate_schedule must be linear in SB3, got cosine",
@@ -282,7 +281,6 @@ def test_an_unknown_key_is_one_line_and_2(command: str) -> None:
             "agent.values.kind must be scalar in SB3, got quantile",
             "agent.network.dueling must be false in SB3, got true",
             "agent.network.subtract_mean must be false in SB3, got true",
-            "agent.exploration.ladder must be 0.0 in SB3, got 1.0",
             "agent.network.body must be auto or nature_cnn in SB3, got arcade_cnn",
         ]),
         (["peers", "cartpole-dqn", *PLAIN], ["agent.target.kind must be fixed in SB3, got none"]),

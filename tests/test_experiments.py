@@ -102,7 +102,6 @@ DOUBLE, DUELING = "agent.double", "agent.network.dueling"
 NOISY, NOISE = "agent.network.noisy", "agent.network.noise"
 PRIORITIES, VALUES, EXPLORATION = "agent.replay.sampling", "agent.values", "agent.exploration"
 LONGER = {"run.env_steps", "run.evaluate_every", "run.checkpoint_every"}
-STEADY = {"agent.learning_rate_steps", f"{EXPLORATION}.ladder"}  # what pong-dqn has for a steady end
 # What a bird's-eye view, which needs fewer pixels than a camera, has of its own.
 COARSE = {"env.size", "env.metres", "agent.replay.capacity"}
 
@@ -125,7 +124,7 @@ COARSE = {"env.size", "env.metres", "agent.replay.capacity"}
         (
             "pong-dqn-sticky",
             "pong-dqn",
-            {"env.sticky", "agent.replay.capacity", "agent.values.error", *LONGER, *STEADY},
+            {"env.sticky", "agent.replay.capacity", "agent.values.error", f"{EXPLORATION}.ladder", *LONGER},
         ),
         ("pong-double", "pong-dqn", {DUELING, PRIORITIES, VALUES}),
         ("pong-dueling", "pong-dqn", {DOUBLE, PRIORITIES, VALUES}),
@@ -133,7 +132,7 @@ COARSE = {"env.size", "env.metres", "agent.replay.capacity"}
         ("pong-c51", "pong-dqn", {PRIORITIES, VALUES}),
         ("pong-qrdqn", "pong-dqn", {PRIORITIES}),
         ("pong-iqn", "pong-dqn", {PRIORITIES, VALUES}),
-        ("pong-rainbow", "pong-dqn", {VALUES, NOISY, f"{EXPLORATION}.end", *LONGER, *STEADY}),
+        ("pong-rainbow", "pong-dqn", {VALUES, NOISY, f"{EXPLORATION}.end", *LONGER}),
         (
             "carla-dqn-traffic",
             "carla-dqn",
