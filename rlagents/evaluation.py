@@ -171,8 +171,8 @@ class _Games:
 
     def distinct(self) -> int:
         """Returns how many of the games played differ in any action or reward."""
-        each = (len(self.left),)
-        log = np.frombuffer(self._log, [("action", np.int64, each), ("reward", np.float32, each)])
+        count = (len(self.left),)
+        log = np.frombuffer(self._log, [("action", np.int64, count), ("reward", np.float32, count)])
         steps = [(slice(begin, end), i) for i, begin, end, _ in self.played]
         games = (log["action"][at].tobytes() + log["reward"][at].tobytes() for at in steps)
         return len({hashlib.blake2b(game).digest() for game in games})

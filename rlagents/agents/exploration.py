@@ -78,7 +78,7 @@ class Explorer:
     4.1, where epsilon is 0.4 and the ladder 7).
 
     Args:
-        config: the way; a noisy network's best action is explored by the noise in its values.
+        config: the way; of a noisy network the best action, since the noise in its values explores.
         ties: as in `epsilon_greedy`.
     """
 
