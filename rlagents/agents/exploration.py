@@ -41,8 +41,7 @@ def epsilon_greedy(
     if ties:
         candidates = (values == values.amax(1, keepdim=True)) | (explores[:, None] & ~values.isneginf())
         return torch.where(candidates, draw[0], -1).argmax(1)
-    uniform = torch.where(values.isneginf(), -1, draw[0]).argmax(1)
-    return torch.where(explores, uniform, values.argmax(1))
+    return torch.where(explores, legal_values(draw[0], mask).argmax(1), values.argmax(1))
 
 
 def probabilities(values: Tensor, epsilon: float, mask: Tensor | None = None) -> Tensor:
