@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 # Must precede the import of torch. OpenMP threads that spin for long beside emulator threads on the same
 # cores cost every operator a tick of the scheduler (8 ms); threads that sleep at once cost it a wake-up
-# (50 us). So: spin for as long as an emulator takes for a step, then sleep.
+# (50 us). So: spin for a while, then sleep.
 SPIN_COUNT = "100000"
 os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
