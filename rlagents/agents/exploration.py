@@ -39,7 +39,8 @@ def epsilon_greedy(
     draw = torch.rand(2, *values.shape, generator=generator, device=values.device)  # [2, N, A]
     explores = draw[1, :, 0] < epsilon  # [N]
     if ties:
-        candidates = (values == values.amax(1, keepdim=True)) | (explores[:, None] & ~values.isneginf())
+        allowed = explores[:, None] if mask is None else explores[:, None] & mask
+        candidates = (values == values.amax(1, keepdim=True)) | allowed
         return torch.where(candidates, draw[0], -1).argmax(1)
     return torch.where(explores, legal_values(draw[0], mask).argmax(1), values.argmax(1))
 
