@@ -125,7 +125,15 @@ COARSE = {"env.size", "env.metres", "agent.replay.capacity"}
         (
             "pong-dqn-sticky",
             "pong-dqn",
-            {"env.sticky", "agent.replay.capacity", "agent.values.error", f"{EXPLORATION}.ladder", *LONGER},
+            {
+                "env.sticky",
+                "agent.n_step",
+                "agent.average_rate",
+                "agent.replay.capacity",
+                "agent.values.error",
+                f"{EXPLORATION}.ladder",
+                *LONGER,
+            },
         ),
         (
             "pong-pqn-sticky",
