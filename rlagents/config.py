@@ -354,6 +354,11 @@ class DQN(NetworkLearner, ReplayLearner):
     """Q-learning with a network and the replay."""
 
     kind: Literal["dqn"] = "dqn"
+    n_step_end: int = Field(
+        default=0, ge=0, le=100, description="what n_step falls to, by equal ratios; 0: it stays"
+    )
+    n_step_hold: int = Field(default=0, ge=0, description="env steps before n_step begins to fall")
+    n_step_steps: int = Field(default=0, ge=0, description="env steps until n_step has become n_step_end")
     double: bool = Field(
         default=False, description="online network chooses, target network values (van Hasselt et al. 2016)"
     )
@@ -501,6 +506,20 @@ def _network_rules(agent: DQN | PQN) -> Iterator[_Rule]:
             agent.cut_traces and agent.n_step == 1,
             "n_step",
             "be above 1 for agent.cut_traces to cut anything",
+            "",
+        )
+        yield agent.n_step_end > agent.n_step, "n_step_end", f"be at most agent.n_step = {agent.n_step}", ""
+        falls, until = agent.n_step_end > 0, agent.n_step_steps
+        yield (
+            falls and until <= agent.n_step_hold,
+            "n_step_steps",
+            f"be above agent.n_step_hold = {agent.n_step_hold} where agent.n_step_end is not 0",
+            "",
+        )
+        yield (
+            not falls and max(until, agent.n_step_hold) > 0,
+            "n_step_end",
+            "be above 0 for agent.n_step_hold and agent.n_step_steps to say anything",
             "",
         )
         yield (

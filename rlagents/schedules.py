@@ -34,6 +34,13 @@ class Cosine(Schedule):
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * env_steps / self.steps)) / 2
 
 
+class Geometric(Schedule):
+    """By equal ratios in equal times; both ends are above 0."""
+
+    def _between(self, env_steps: int) -> float:
+        return self.start * (self.end / self.start) ** (env_steps / self.steps)
+
+
 @dataclass(frozen=True)
 class Every:
     """An event every `period` env steps, counted from `start`.

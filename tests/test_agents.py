@@ -250,6 +250,18 @@ def test_the_learning_rate_falls_to_its_end():
     assert agent.optimizer.param_groups[0]["lr"] == 1e-3
 
 
+def test_n_step_is_held_and_then_falls_to_its_end():
+    envs = make(**CORRIDOR)
+    table = {"kind": "dqn", "n_step": 8, "n_step_end": 2, "n_step_hold": 200, "n_step_steps": 600}
+    agent = build(envs.layout, 2, learning_starts=50, learn_every=4, **table)
+    seen = []
+    for until in (100, 200, 400, 560, 600, 900):
+        train(envs, agent, until)
+        seen.append(agent.replay.horizon)
+    assert seen == [8, 8, 4, 2, 2, 2]
+    assert agent.replay.n_step == 8
+
+
 def test_the_learning_rate_may_fall_along_a_cosine():
     agent = build(
         Leaf("vector", (3,), "float32"),

@@ -208,6 +208,24 @@ def test_all_that_contradicts_each_other_is_told_at_once() -> None:
             "agent.n_step must be above 1 for agent.cut_traces to cut anything, got 1",
         ),
         (
+            ["agent.n_step_end=5", "agent.n_step_steps=9"],
+            "agent.n_step_end must be at most agent.n_step = 3, got 5",
+        ),
+        (
+            ["agent.n_step_end=1", "agent.n_step_hold=100", "agent.n_step_steps=100"],
+            (
+                "agent.n_step_steps must be above agent.n_step_hold = 100 where agent.n_step_end is not 0, "
+                "got 100"
+            ),
+        ),
+        (
+            ["agent.n_step_hold=100"],
+            (
+                "agent.n_step_end must be above 0 for agent.n_step_hold and agent.n_step_steps to say "
+                "anything, got 0"
+            ),
+        ),
+        (
             ["agent.munchausen.share=0.9", "agent.double=true"],
             (
                 "agent.double must be false where agent.munchausen.share is not 0, got true: soft values "

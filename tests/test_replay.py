@@ -140,6 +140,21 @@ def test_every_sampleable_row_is_the_transition_built_by_hand(n_step, stack, row
         assert batch.mask[b].tolist() == mask.tolist()
 
 
+@pytest.mark.parametrize("horizon", [1, 2, 4])
+def test_a_shorter_horizon_gives_what_a_ring_of_that_n_gives(horizon):
+    naive = Naive(3, 2, 150, 7, life_losses=True, masks=True)
+    longest, short = (ring(layout_of(2), environments=3, rows=40, n_step=n) for n in (5, horizon))
+    for step, cut in zip(naive.steps, naive.cut, strict=True):
+        longest.add(step, step.reward, cut)
+        short.add(step, step.reward, cut)
+    longest.horizon = horizon
+    row = sampleable(longest)
+    assert len(row) < len(sampleable(short))  # rows are not let in earlier: later n may be longer again
+    mine, theirs = (replay.gather(row, torch.ones(len(row))) for replay in (longest, short))
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.equal(one, other)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     environments=st.integers(1, 4),

@@ -31,6 +31,8 @@ CARTPOLE = {
         "learn_every": 8,
         "double": True,
         "n_step": 3,
+        "n_step_end": 1,
+        "n_step_steps": 2000,
         "network": {"hidden": [16]},
         "replay": {"capacity": 1000},
     },

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlagents.schedules import Cosine, Every, Linear
+from rlagents.schedules import Cosine, Every, Geometric, Linear
 
 
 @given(period=st.integers(1, 50), start=st.integers(0, 60), jumps=st.lists(st.integers(0, 40), max_size=40))
@@ -27,3 +27,9 @@ def test_cosine_falls_slowly_then_fast_then_slowly():
     rate = Cosine(1.0, 0.2, 100)
     assert [rate(at) for at in (0, 50, 100, 10**6)] == [1.0, pytest.approx(0.6), 0.2, 0.2]
     assert rate(25) == pytest.approx(0.6 + 0.4 * 0.5**0.5)
+
+
+def test_geometric_falls_by_equal_ratios():
+    n = Geometric(16, 1, 400)
+    assert [n(at) for at in (0, 100, 200, 300, 400, 10**6)] == pytest.approx([16, 8, 4, 2, 1, 1])
+    assert Geometric(3, 3, 0)(0) == 3

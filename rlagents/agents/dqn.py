@@ -5,6 +5,9 @@
 where the chooser is the target network or, for double Q-learning, the online one; without a target network
 both are the online one. Departures from the paper: Adam instead of RMSProp, one coin per environment.
 
+n may fall while the agent learns (Schwarzer et al. 2023): long returns bring rewards fast, short ones depend
+less on actions that the agent would no longer take.
+
 With `cut_traces`, an n-step return ends before the next action that was not greedy when it was taken
 (Watkins 1989), and bootstraps there: what an exploring action brought is no merit of those before it.
 
@@ -27,7 +30,7 @@ from rlagents.config import DQN as Config
 from rlagents.config import FixedTarget, NoTarget, SoftTarget
 from rlagents.networks import Noise
 from rlagents.replay import make as make_replay
-from rlagents.schedules import Every
+from rlagents.schedules import Every, Geometric
 from rlagents.types import Batch, Metrics, Obs, State, Step, Task
 from rlagents_envs.vector import Bools
 
@@ -63,6 +66,9 @@ class DQN(NetworkAgent[Config]):
         self._prioritised = config.replay.sampling.kind != "uniform"
         self._norm: list[Tensor] = []  # of the newest gradient, where it is limited
         self.replay = make_replay(config, task, self._random["replay"])
+        self._n_step = Geometric(
+            config.n_step, config.n_step_end or config.n_step, config.n_step_steps - config.n_step_hold
+        )
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
         self._begin()
@@ -94,9 +100,10 @@ class DQN(NetworkAgent[Config]):
         if due:
             self._weights.set_rate(self.env_steps)
             self.replay.sampler.anneal(self.env_steps)
+            self.replay.horizon = round(self._n_step(max(0, self.env_steps - self.config.n_step_hold)))
             if self._returns:
                 self._reward_factor.fill_(self._returns.factor)
-            metrics = self._launch(due, self.replay.masked)
+            metrics = self._launch(due, self.replay.masked, self.replay.horizon)
             self.learner_steps += due
         target = self.config.target
         if isinstance(target, FixedTarget) and Every(target.sync_every).due(before, self.env_steps):

@@ -41,7 +41,7 @@ class Ring:
         actions: A, for the masks of legal actions.
         environments: N.
         capacity: timesteps kept, in all environments together.
-        n_step: rewards summed before the bootstrap.
+        n_step: rewards summed before the bootstrap; while `horizon` is less, that many.
         discount: per env step.
         sampler: draws among the rows that can be sampled.
         device: where everything lies.
@@ -60,6 +60,7 @@ class Ring:
         device: torch.device,
     ) -> None:
         self.actions, self.environments, self.n_step = actions, environments, n_step
+        self.horizon = n_step
         self.rows = rows = capacity // environments  # T
         self.sampler, self.device = sampler, device
         self.time = 0  # timesteps written so far, of each environment
@@ -202,9 +203,9 @@ class Ring:
     def sample(self, size: int) -> Batch:
         """Returns `size` n-step transitions, drawn by the sampler with replacement.
 
-        reward = sum over k < m of discount**k * reward[t + k] and discount = discount**m, where m is n or the
-        number of steps to the end of the episode or to a cut; the discount is 0 after a termination, and a
-        truncation bootstraps from the final observation.
+        reward = sum over k < m of discount**k * reward[t + k] and discount = discount**m, where m is the
+        horizon or the number of steps to the end of the episode or to a cut; the discount is 0 after a
+        termination, and a truncation bootstraps from the final observation.
         """
         row, weight = self.sampler.draw(size)  # [B]
         return self.gather(row, weight)
@@ -212,19 +213,19 @@ class Ring:
     def gather(self, row: Tensor, weight: Tensor) -> Batch:
         """Puts together the transitions that start at rows [B], with weights [B]."""
         count, wrap, columns = self.environments, self.rows * self.environments, self._columns
-        path = (row[:, None] + self._ahead * count).remainder_(wrap)  # [B, n]
+        path = (row[:, None] + self._ahead[: self.horizon] * count).remainder_(wrap)  # [B, n]
         ended, terminated, rewards = (
             columns["ended"][path],
             columns["terminated"][path],
             columns["reward"][path],
         )
-        if self.n_step == 1:
+        if self.horizon == 1:
             reward, taken, over = rewards[:, 0], 1, terminated[:, 0]
             discount = self._powers[1] * ~over
         else:
             live = torch.ones_like(rewards)  # [B, n] whether step k belongs to the return
             live[:, 1:] = (~(ended[:, :-1] | columns["cut"][path[:, 1:]])).cumprod(1)
-            reward = (live * rewards) @ self._powers[:-1]
+            reward = (live * rewards) @ self._powers[: self.horizon]
             taken = live.sum(1).long()  # [B]
             discount = self._powers[taken] * ~(terminated & (live > 0)).any(1)
         successor = (row + taken * count).remainder_(wrap)
@@ -244,7 +245,7 @@ class Ring:
     def _pair(self, name: str, row: Tensor, successor: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the observations [B, *O] at rows and at their successors."""
         leaf = self._leaves[name]
-        if leaf.stack > 1 and self.n_step == 1:  # the stacks share all frames but one: views of one gather
+        if leaf.stack > 1 and self.horizon == 1:  # the stacks share all frames but one: views of one gather
             frames = self._stacked(name, successor, leaf.stack + 1)
             channels = leaf.frame[0]
             return frames[:, :-channels], frames[:, channels:]
