@@ -39,7 +39,7 @@ ABLATIONS = {
         "pong-qrdqn",
         "pong-iqn",
         "pong-dqn",
-        "pong-rainbow run.env_steps=300_000 run.evaluate_every=30_000",
+        "pong-rainbow",
     ),
 }
 
