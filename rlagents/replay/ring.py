@@ -60,7 +60,7 @@ class Ring:
         device: torch.device,
     ) -> None:
         self.actions, self.environments, self.n_step = actions, environments, n_step
-        self.horizon = n_step
+        self.horizon = n_step  # rewards that a batch sums now
         self.rows = rows = capacity // environments  # T
         self.sampler, self.device = sampler, device
         self.time = 0  # timesteps written so far, of each environment
