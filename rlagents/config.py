@@ -336,6 +336,12 @@ class NetworkLearner(Learner):
         description="part taken over per learner step into the mean of the weights that evaluations act by; "
         "0: they act by the weights themselves",
     )
+    average_rate_end: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="what average_rate falls to over the budget, by equal ratios; 0: it stays",
+    )
     reward_transform: Literal["none", "sign", "scale", "normalise"] = Field(
         default="none",
         description="of the rewards learned, not of those reported; normalise: by the deviation of returns",
@@ -534,6 +540,12 @@ def _network_rules(agent: DQN | PQN) -> Iterator[_Rule]:
             "be loss where agent.replay.sampling.kind is uniform",
             ": there are no priorities",
         )
+    yield (
+        agent.average_rate_end > agent.average_rate,
+        "average_rate_end",
+        f"be at most agent.average_rate = {agent.average_rate}",
+        "",
+    )
     yield (
         agent.reward_scale != 1 and agent.reward_transform != "scale",
         "reward_scale",

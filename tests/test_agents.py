@@ -508,7 +508,9 @@ def test_an_agent_and_its_replay_are_gone_with_the_last_reference(table):
 def test_evaluations_act_by_the_average_of_the_weights(kind):
     table = {"kind": kind, **({"rollout": 4, "minibatches": 2} if kind == "pqn" else CORRIDOR_DQN)}
     envs, others = make(**CORRIDOR), make(**CORRIDOR)
-    agent = build(envs.layout, envs.actions, average_rate=0.1, **table)
+    table |= {"env_steps": 400}
+    rates = {"average_rate": 0.4, "average_rate_end": 0.1}
+    agent = build(envs.layout, envs.actions, **rates, **table)
     plain = build(envs.layout, envs.actions, **table)
     expected = [p.detach().clone() for p in agent.online.parameters()]
     trail, other_trail = Trail(Streams(1), 4, 2), Trail(Streams(1), 4, 2)
@@ -517,11 +519,12 @@ def test_evaluations_act_by_the_average_of_the_weights(kind):
         interact(others, plain, other_trail, reset_every=10**9),
         strict=False,
     )
-    done = 0
+    done = before = 0
     for _ in ticks:
-        if agent.learner_steps > done and kind == "dqn":  # one learner step a tick
-            expected = [e + 0.1 * (p - e) for e, p in zip(expected, agent.online.parameters(), strict=True)]
-        done = agent.learner_steps
+        if agent.learner_steps > done and kind == "dqn":  # one learner step a tick, after the tick before
+            rate = 0.4 * 0.25 ** min(1, before / 400)
+            expected = [e + rate * (p - e) for e, p in zip(expected, agent.online.parameters(), strict=True)]
+        done, before = agent.learner_steps, agent.env_steps
         if agent.env_steps >= 600:
             break
     assert done > 50
@@ -535,7 +538,7 @@ def test_evaluations_act_by_the_average_of_the_weights(kind):
         for weight, known in zip(agent.state_dict()["average"].values(), expected, strict=True):
             torch.testing.assert_close(weight, known)
     state = agent.state_dict()
-    twin = build(envs.layout, envs.actions, average_rate=0.1, seed=2, **table)
+    twin = build(envs.layout, envs.actions, seed=2, **rates, **table)
     twin.load_state_dict(state)
     assert torch.equal(twin.q_values(obs), agent.q_values(obs))
     twin.load_state_dict({**state, "average": {}})  # of a checkpoint from before there was one

@@ -226,6 +226,10 @@ def test_all_that_contradicts_each_other_is_told_at_once() -> None:
             ),
         ),
         (
+            ["agent.average_rate_end=0.1"],
+            "agent.average_rate_end must be at most agent.average_rate = 0.0, got 0.1",
+        ),
+        (
             ["agent.munchausen.share=0.9", "agent.double=true"],
             (
                 "agent.double must be false where agent.munchausen.share is not 0, got true: soft values "

@@ -96,6 +96,7 @@ def test_every_kind_of_values_is_recorded_with_noise_and_priorities(kind):
     table |= {"values": {"kind": kind}, "exploration": {"kind": "noisy"}, "reward_transform": "normalise"}
     table |= {"double": False, "munchausen": {"share": 0.9}, "reset_head_every": 300}
     table |= {"n_step_end": 1, "n_step_hold": 300, "n_step_steps": 500}
+    table |= {"average_rate": 0.5, "average_rate_end": 0.001}
     # Of a row that is drawn twice IQN has two errors, and which of them is kept is chance.
     sampling = "uniform" if kind == "iqn" else "proportional"
     table |= {"replay": {"capacity": 4000, "sampling": {"kind": sampling}}}
@@ -111,8 +112,9 @@ def test_every_kind_of_values_is_recorded_with_noise_and_priorities(kind):
         one, other = (agent.replay.sampler.state_dict()["priority"] for agent in (plain, recorded))
         assert torch.equal(one > 0, other > 0)
         assert len(one[one > 0].unique()) > 50
-    for mine, theirs in zip(recorded.online.parameters(), plain.online.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=2e-2, rtol=5e-2)
+    mine, theirs = ([*agent.online.parameters(), *agent._weights.average] for agent in (recorded, plain))
+    torch.testing.assert_close(mine, theirs, atol=2e-2, rtol=5e-2)
+    assert recorded._weights._part.item() < 0.5  # the graph reads it from where it is
 
 
 def test_a_million_prioritised_draws_on_the_gpu_have_their_probabilities():

@@ -98,7 +98,7 @@ class DQN(NetworkAgent[Config]):
             self._weights.centre(self.replay.sample(_CENTRE).obs)
             copy_buffers(self.target, self.online)
         if due:
-            self._weights.set_rate(self.env_steps)
+            self._weights.set_rates(self.env_steps)
             self.replay.sampler.anneal(self.env_steps)
             self.replay.horizon = round(self._n_step(max(0, self.env_steps - self.config.n_step_hold)))
             if self._returns:

@@ -95,7 +95,7 @@ class PQN(NetworkAgent[Config]):
             fixed.copy_(new)
         if not self.learner_steps:  # the values of this first rollout are those of no training at all
             self._weights.centre(self._learned.obs)
-        self._weights.set_rate(self.env_steps)
+        self._weights.set_rates(self.env_steps)
         count = config.epochs * config.minibatches
         metrics = self._launch(count)
         self.learner_steps += count

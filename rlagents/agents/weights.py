@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlagents.config import NetworkLearner
 from rlagents.networks import Network, computes_in_bfloat16, has_pixels
-from rlagents.schedules import Cosine, Linear
+from rlagents.schedules import Cosine, Geometric, Linear
 from rlagents.types import Obs, State, Task
 
 
@@ -21,7 +21,8 @@ class Weights:
     They are the same object or, in bfloat16, `working` is a copy renewed after each learner step, which
     costs less than casting the weights anew in every pass. `settled` is what is evaluated: the working one,
     or one of the moving average of the weights (Polyak and Juditsky 1992), average += rate (weights -
-    average) after each learner step, in float32. Nothing is learned from it.
+    average) after each learner step, in float32. Nothing is learned from it. Where the rate falls, the
+    average is of more and more learner steps: those at first are soon forgotten, the last ones not.
 
     Args:
         config: of the agent.
@@ -38,9 +39,10 @@ class Weights:
         self.working = copy.deepcopy(self.online).narrow_() if self.narrow else self.online
         self.renewed = list(self.working.parameters()) if self.narrow else []
         self.parameters = list(self.online.parameters())
-        self._rate = config.average_rate
-        self.settled = copy.deepcopy(self.online).requires_grad_(False) if self._rate else self.working
-        self.average: list[Tensor] = [*self.settled.parameters()] if self._rate else []
+        averages = config.average_rate > 0
+        self.settled = copy.deepcopy(self.online).requires_grad_(False) if averages else self.working
+        self.average: list[Tensor] = [*self.settled.parameters()] if averages else []
+        self._part = torch.tensor(config.average_rate, device=device)
         self._device, self._clip = device, config.gradient_clip
         on_gpu = device.type == "cuda"
         self.optimizer = (torch.optim.AdamW if config.weight_decay else torch.optim.Adam)(
@@ -54,6 +56,8 @@ class Weights:
         schedule = Linear if config.learning_rate_schedule == "linear" else Cosine
         steps = config.learning_rate_steps or task.env_steps
         self.rate = schedule(config.learning_rate, config.final_learning_rate, steps)
+        last = config.average_rate_end or config.average_rate
+        self.average_rate = Geometric(config.average_rate, last, task.env_steps if averages else 0)
 
     def centre(self, obs: Obs) -> None:
         """Takes the mean of observations [B, *O] for what bodies subtract from images, if they do."""
@@ -61,13 +65,15 @@ class Weights:
         copy_buffers(self.working, self.online)
         copy_buffers(self.settled, self.online)
 
-    def set_rate(self, env_steps: int) -> None:
-        """Sets the learning rate that is due after so many env steps."""
+    def set_rates(self, env_steps: int) -> None:
+        """Sets the learning rate and that of the average that are due after so many env steps."""
         rate, group = self.rate(env_steps), self.optimizer.param_groups[0]
         if isinstance(group["lr"], Tensor):  # a recorded graph reads it from where it is
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+        if self.average:
+            self._part.fill_(self.average_rate(env_steps))
 
     def step(self) -> list[Tensor]:
         """Moves the online weights along the gradient on the working ones; returns its norm, if limited."""
@@ -84,8 +90,8 @@ class Weights:
             copy_tensors(self.renewed, self.parameters)
         if self.average:
             with torch.no_grad():
-                weights: list[Tensor] = [*self.parameters]
-                torch._foreach_lerp_(self.average, weights, self._rate)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+                for average, weights in zip(self.average, self.parameters, strict=True):
+                    average.lerp_(weights, self._part)
         self.forget_gradients()
         return norm
 
