@@ -363,8 +363,16 @@ class DQN(NetworkLearner, ReplayLearner):
     n_step_end: int = Field(
         default=0, ge=0, le=100, description="what n_step falls to, by equal ratios; 0: it stays"
     )
-    n_step_hold: int = Field(default=0, ge=0, description="env steps before n_step begins to fall")
-    n_step_steps: int = Field(default=0, ge=0, description="env steps until n_step has become n_step_end")
+    discount_end: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="what discount rises to: 1 - discount by equal ratios; 0: it stays",
+    )
+    horizon_hold: int = Field(default=0, ge=0, description="env steps before n_step and discount change")
+    horizon_steps: int = Field(
+        default=0, ge=0, description="env steps until they have become n_step_end and discount_end"
+    )
     double: bool = Field(
         default=False, description="online network chooses, target network values (van Hasselt et al. 2016)"
     )
@@ -515,18 +523,24 @@ def _network_rules(agent: DQN | PQN) -> Iterator[_Rule]:
             "",
         )
         yield agent.n_step_end > agent.n_step, "n_step_end", f"be at most agent.n_step = {agent.n_step}", ""
-        falls, until = agent.n_step_end > 0, agent.n_step_steps
         yield (
-            falls and until <= agent.n_step_hold,
-            "n_step_steps",
-            f"be above agent.n_step_hold = {agent.n_step_hold} where agent.n_step_end is not 0",
+            0 < agent.discount_end < agent.discount,
+            "discount_end",
+            f"be at least agent.discount = {agent.discount}",
             "",
         )
+        changes, until = max(agent.n_step_end, agent.discount_end) > 0, agent.horizon_steps
         yield (
-            not falls and max(until, agent.n_step_hold) > 0,
-            "n_step_end",
-            "be above 0 for agent.n_step_hold and agent.n_step_steps to say anything",
-            "",
+            changes and until <= agent.horizon_hold,
+            "horizon_steps",
+            f"be above agent.horizon_hold = {agent.horizon_hold}",
+            ": agent.n_step_end or agent.discount_end is not 0",
+        )
+        yield (
+            not changes and max(until, agent.horizon_hold) > 0,
+            "horizon_steps" if until else "horizon_hold",
+            "be 0 where agent.n_step_end and agent.discount_end are 0",
+            ": there is nothing to change",
         )
         yield (
             agent.munchausen.share > 0 and agent.double,

@@ -41,6 +41,13 @@ class Geometric(Schedule):
         return self.start * (self.end / self.start) ** (env_steps / self.steps)
 
 
+class TowardsOne(Schedule):
+    """What is left to 1 changes by equal ratios in equal times; both ends are below 1."""
+
+    def _between(self, env_steps: int) -> float:
+        return 1 - (1 - self.start) * ((1 - self.end) / (1 - self.start)) ** (env_steps / self.steps)
+
+
 @dataclass(frozen=True)
 class Every:
     """An event every `period` env steps, counted from `start`.

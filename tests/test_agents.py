@@ -250,16 +250,23 @@ def test_the_learning_rate_falls_to_its_end():
     assert agent.optimizer.param_groups[0]["lr"] == 1e-3
 
 
-def test_n_step_is_held_and_then_falls_to_its_end():
+def test_the_horizon_is_held_and_then_changes_to_its_end():
     envs = make(**CORRIDOR)
-    table = {"kind": "dqn", "n_step": 8, "n_step_end": 2, "n_step_hold": 200, "n_step_steps": 600}
-    agent = build(envs.layout, 2, learning_starts=50, learn_every=4, **table)
-    seen = []
+    table = {"kind": "dqn", "n_step": 8, "n_step_end": 2, "discount": 0.9, "discount_end": 0.99}
+    table |= {"horizon_hold": 200, "horizon_steps": 600, "learning_starts": 50, "learn_every": 4}
+    agent = build(envs.layout, 2, **table)
+    seen, left = [], []
     for until in (100, 200, 400, 560, 600, 900):
         train(envs, agent, until)
         seen.append(agent.replay.horizon)
+        left.append(1 - agent.replay.discount)
     assert seen == [8, 8, 4, 2, 2, 2]
+    # The last learner step saw the steps up to the tick before.
+    tenths = [0, 0, 0.5, 0.9, 1, 1]
+    assert left == pytest.approx([0.1 * 0.1**share for share in tenths], rel=0.05)
     assert agent.replay.n_step == 8
+    expected = [0.99**power for power in range(9)]
+    assert agent.replay._powers.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_learning_rate_may_fall_along_a_cosine():

@@ -208,21 +208,25 @@ def test_all_that_contradicts_each_other_is_told_at_once() -> None:
             "agent.n_step must be above 1 for agent.cut_traces to cut anything, got 1",
         ),
         (
-            ["agent.n_step_end=5", "agent.n_step_steps=9"],
+            ["agent.n_step_end=5", "agent.horizon_steps=9"],
             "agent.n_step_end must be at most agent.n_step = 3, got 5",
         ),
         (
-            ["agent.n_step_end=1", "agent.n_step_hold=100", "agent.n_step_steps=100"],
+            ["agent.discount_end=0.5", "agent.horizon_steps=9"],
+            "agent.discount_end must be at least agent.discount = 0.99, got 0.5",
+        ),
+        (
+            ["agent.n_step_end=1", "agent.horizon_hold=100", "agent.horizon_steps=100"],
             (
-                "agent.n_step_steps must be above agent.n_step_hold = 100 where agent.n_step_end is not 0, "
-                "got 100"
+                "agent.horizon_steps must be above agent.horizon_hold = 100, got 100: agent.n_step_end or "
+                "agent.discount_end is not 0"
             ),
         ),
         (
-            ["agent.n_step_hold=100"],
+            ["agent.horizon_hold=100"],
             (
-                "agent.n_step_end must be above 0 for agent.n_step_hold and agent.n_step_steps to say "
-                "anything, got 0"
+                "agent.horizon_hold must be 0 where agent.n_step_end and agent.discount_end are 0, got 100: "
+                "there is nothing to change"
             ),
         ),
         (

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 DISCOUNT = 0.9
 
 
-def ring(layout, *, environments, rows, n_step, seed=0, actions=4):
+def ring(layout, *, environments, rows, n_step, seed=0, actions=4, discount=DISCOUNT):
     generator = torch.Generator().manual_seed(seed)
     return Ring(
         layout,
@@ -26,7 +26,7 @@ def ring(layout, *, environments, rows, n_step, seed=0, actions=4):
         environments=environments,
         capacity=rows * environments,
         n_step=n_step,
-        discount=DISCOUNT,
+        discount=discount,
         sampler=Uniform(rows * environments, generator),
         device=CPU,
     )
@@ -141,13 +141,15 @@ def test_every_sampleable_row_is_the_transition_built_by_hand(n_step, stack, row
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 4])
-def test_a_shorter_horizon_gives_what_a_ring_of_that_n_gives(horizon):
+def test_another_horizon_gives_what_a_ring_of_that_n_and_discount_gives(horizon):
     naive = Naive(3, 2, 150, 7, life_losses=True, masks=True)
-    longest, short = (ring(layout_of(2), environments=3, rows=40, n_step=n) for n in (5, horizon))
+    common = {"environments": 3, "rows": 40}
+    longest = ring(layout_of(2), n_step=5, discount=0.5, **common)
+    short = ring(layout_of(2), n_step=horizon, **common)
     for step, cut in zip(naive.steps, naive.cut, strict=True):
         longest.add(step, step.reward, cut)
         short.add(step, step.reward, cut)
-    longest.horizon = horizon
+    longest.set_horizon(horizon, DISCOUNT)
     row = sampleable(longest)
     assert len(row) < len(sampleable(short))  # rows are not let in earlier: later n may be longer again
     mine, theirs = (replay.gather(row, torch.ones(len(row))) for replay in (longest, short))

@@ -5,8 +5,9 @@
 where the chooser is the target network or, for double Q-learning, the online one; without a target network
 both are the online one. Departures from the paper: Adam instead of RMSProp, one coin per environment.
 
-n may fall while the agent learns (Schwarzer et al. 2023): long returns bring rewards fast, short ones depend
-less on actions that the agent would no longer take.
+n may fall and the discount rise while the agent learns (Schwarzer et al. 2023): long returns bring rewards
+fast, short ones depend less on actions that the agent would no longer take; and a small discount is learned
+fast, while a large one makes patient agents.
 
 With `cut_traces`, an n-step return ends before the next action that was not greedy when it was taken
 (Watkins 1989), and bootstraps there: what an exploring action brought is no merit of those before it.
@@ -30,7 +31,7 @@ from rlagents.config import DQN as Config
 from rlagents.config import FixedTarget, NoTarget, SoftTarget
 from rlagents.networks import Noise
 from rlagents.replay import make as make_replay
-from rlagents.schedules import Every, Geometric
+from rlagents.schedules import Every, Geometric, TowardsOne
 from rlagents.types import Batch, Metrics, Obs, State, Step, Task
 from rlagents_envs.vector import Bools
 
@@ -66,9 +67,10 @@ class DQN(NetworkAgent[Config]):
         self._prioritised = config.replay.sampling.kind != "uniform"
         self._norm: list[Tensor] = []  # of the newest gradient, where it is limited
         self.replay = make_replay(config, task, self._random["replay"])
-        self._n_step = Geometric(
-            config.n_step, config.n_step_end or config.n_step, config.n_step_steps - config.n_step_hold
-        )
+        last = config.n_step_end or config.n_step, config.discount_end or config.discount
+        change = config.horizon_steps - config.horizon_hold  # env steps that it takes
+        self._n_step = Geometric(config.n_step, last[0], change)
+        self._discount = TowardsOne(config.discount, last[1], change if config.discount_end else 0)
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
         self._begin()
@@ -100,7 +102,8 @@ class DQN(NetworkAgent[Config]):
         if due:
             self._weights.set_rates(self.env_steps)
             self.replay.sampler.anneal(self.env_steps)
-            self.replay.horizon = round(self._n_step(max(0, self.env_steps - self.config.n_step_hold)))
+            changed = max(0, self.env_steps - self.config.horizon_hold)
+            self.replay.set_horizon(round(self._n_step(changed)), self._discount(changed))
             if self._returns:
                 self._reward_factor.fill_(self._returns.factor)
             metrics = self._launch(due, self.replay.masked, self.replay.horizon)

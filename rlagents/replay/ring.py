@@ -41,8 +41,8 @@ class Ring:
         actions: A, for the masks of legal actions.
         environments: N.
         capacity: timesteps kept, in all environments together.
-        n_step: rewards summed before the bootstrap; while `horizon` is less, that many.
-        discount: per env step.
+        n_step: rewards summed before the bootstrap, or fewer if `set_horizon` says so.
+        discount: per env step, until `set_horizon` says otherwise.
         sampler: draws among the rows that can be sampled.
         device: where everything lies.
     """
@@ -60,7 +60,7 @@ class Ring:
         device: torch.device,
     ) -> None:
         self.actions, self.environments, self.n_step = actions, environments, n_step
-        self.horizon = n_step  # rewards that a batch sums now
+        self.horizon, self.discount = n_step, discount  # of the batches drawn now
         self.rows = rows = capacity // environments  # T
         self.sampler, self.device = sampler, device
         self.time = 0  # timesteps written so far, of each environment
@@ -98,7 +98,8 @@ class Ring:
         self._numbers = np.arange(flat).reshape(rows, environments)  # of rows
         self._ahead = torch.arange(n_step, device=device)
         self._back = torch.arange(self.stack, -1, -1, device=device)
-        self._powers = discount ** torch.arange(n_step + 1, dtype=torch.float32, device=device)
+        self._exponents = torch.arange(n_step + 1, dtype=torch.float32, device=device)
+        self._powers = discount**self._exponents
 
     def _zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
         if self.device.type != "cpu":
@@ -108,6 +109,13 @@ class Ring:
     def __len__(self) -> int:
         """Returns how many rows can be sampled."""
         return len(self.sampler)
+
+    def set_horizon(self, steps: int, discount: float) -> None:
+        """Sets how many rewards, at most n_step, a batch sums from now on, and the discount per env step."""
+        self.horizon = steps
+        if discount != self.discount:
+            self.discount = discount
+            torch.pow(discount, self._exponents, out=self._powers)  # where a recorded graph reads them
 
     @property
     def nbytes(self) -> int:
