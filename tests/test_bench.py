@@ -279,6 +279,7 @@ def test_an_unknown_key_is_one_line_and_2(command: str) -> None:
             "agent.replay.sampling.kind must be uniform in SB3, got proportional",
             "agent.learning_rate_schedule must be linear in SB3, got cosine",
             "agent.average_rate must be 0.0 in SB3, got 0.001",
+            "agent.average_rate_end must be 0.0 in SB3, got 0.0001",
             "agent.double must be false in SB3, got true",
             "agent.values.kind must be scalar in SB3, got quantile",
             "agent.network.dueling must be false in SB3, got true",
