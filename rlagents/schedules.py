@@ -14,7 +14,8 @@ class Schedule:
 
     def __call__(self, env_steps: int) -> float:
         """Returns the value after so many env steps."""
-        return self.end if env_steps >= self.steps else self._between(env_steps)
+        constant = env_steps >= self.steps or self.start == self.end
+        return self.end if constant else self._between(env_steps)
 
     def _between(self, env_steps: int) -> float:
         raise NotImplementedError
@@ -45,7 +46,7 @@ class TowardsOne(Schedule):
     """What is left to 1 changes by equal ratios in equal times; both ends are below 1."""
 
     def _between(self, env_steps: int) -> float:
-        return 1 - (1 - self.start) * ((1 - self.end) / (1 - self.start)) ** (env_steps / self.steps)
+        return 1 - Geometric(1 - self.start, 1 - self.end, self.steps)(env_steps)
 
 
 @dataclass(frozen=True)

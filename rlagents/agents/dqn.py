@@ -67,10 +67,9 @@ class DQN(NetworkAgent[Config]):
         self._prioritised = config.replay.sampling.kind != "uniform"
         self._norm: list[Tensor] = []  # of the newest gradient, where it is limited
         self.replay = make_replay(config, task, self._random["replay"])
-        last = config.n_step_end or config.n_step, config.discount_end or config.discount
         change = config.horizon_steps - config.horizon_hold  # env steps that it takes
-        self._n_step = Geometric(config.n_step, last[0], change)
-        self._discount = TowardsOne(config.discount, last[1], change if config.discount_end else 0)
+        self._n_step = Geometric(config.n_step, config.n_step_end or config.n_step, change)
+        self._discount = TowardsOne(config.discount, config.discount_end or config.discount, change)
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
         self._begin()

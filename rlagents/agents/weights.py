@@ -57,7 +57,7 @@ class Weights:
         steps = config.learning_rate_steps or task.env_steps
         self.rate = schedule(config.learning_rate, config.final_learning_rate, steps)
         last = config.average_rate_end or config.average_rate
-        self.average_rate = Geometric(config.average_rate, last, task.env_steps if averages else 0)
+        self.average_rate = Geometric(config.average_rate, last, task.env_steps)
 
     def centre(self, obs: Obs) -> None:
         """Takes the mean of observations [B, *O] for what bodies subtract from images, if they do."""
