@@ -91,6 +91,13 @@ class EpsilonGreedy(Model):
         ge=0,
         description="environment i of N has epsilon ** (1 + ladder * i / (N - 1)), as in Ape-X; 0: all alike",
     )
+    longest: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="steps that a random action is held at most, n of them with probability in proportion to "
+        "n ** -2 (Dabney et al. 2021); 1: one step",
+    )
 
 
 class Boltzmann(Model):
@@ -584,3 +591,4 @@ def _table_rules(agent: QLearning) -> Iterator[_Rule]:
     why = ": it keeps no errors of its timesteps"
     yield sampling != "uniform", "replay.sampling.kind", "be uniform for a table", why
     yield agent.exploration.ladder > 0, "exploration.ladder", "be 0 for a table", ""
+    yield agent.exploration.longest > 1, "exploration.longest", "be 1 for a table", ""

@@ -50,11 +50,42 @@ def test_without_a_ladder_all_are_alike():
     assert torch.equal(one, other)
 
 
+def test_random_actions_are_held_for_n_steps_in_proportion_to_the_square_of_1_over_n():
+    way, draw = Explorer(EpsilonGreedy(start=0.1, end=0.1, longest=4)), generator()
+    values = torch.eye(1, 200).expand(1000, 200)
+    steps = torch.stack([way.choose(values, 0, draw, None) for _ in range(300)])  # [T, N]
+    counts = torch.zeros(5)
+    for path in steps.T:
+        action, length = path.unique_consecutive(return_counts=True)
+        counts += torch.bincount(length[1:-1][action[1:-1] != 0].clamp(max=4), minlength=5)
+    share = torch.tensor([1, 1 / 4, 1 / 9, 1 / 16])
+    share /= share.sum()
+    assert (counts[1:] / counts.sum()).tolist() == pytest.approx(share.tolist(), abs=0.01)
+    mean = (
+        (share * torch.arange(1, 5)).sum().item()
+    )  # steps that one is held; on average nine pass in between
+    assert (steps != 0).float().mean().item() == pytest.approx(mean / (mean + 9), abs=0.005)
+
+
+def test_a_held_action_that_becomes_illegal_is_let_go():
+    way, draw = Explorer(EpsilonGreedy(start=1.0, end=0.0, steps=1, longest=50)), generator()
+    values = torch.tensor([[0.0, 1.0, 2.0]]).expand(2000, 3)
+    first = way.choose(values, 0, draw, None)
+    held = way.choose(values, 1, draw, None)  # from here on, nothing begins
+    assert (held == first)[first != 2].float().mean().item() == pytest.approx(
+        0.385, abs=0.03
+    )  # 1 - 6 / pi ** 2
+    mask = torch.tensor([[False, True, True]]).expand(2000, 3)
+    assert set(way.choose(values, 1, draw, mask).tolist()) == {1, 2}
+    assert set(way.choose(values, 1, draw, None).tolist()) == {1, 2}  # 0 does not come back
+
+
 @pytest.mark.parametrize(
     "config",
     [
         EpsilonGreedy(start=1.0, end=1.0),
         EpsilonGreedy(start=0.9, end=0.9, ladder=2.0),
+        EpsilonGreedy(start=0.9, end=0.9, longest=20),
         Boltzmann(start=100.0, end=100.0),
         NoisyExploration(),
     ],

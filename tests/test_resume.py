@@ -34,6 +34,7 @@ CARTPOLE = {
         "n_step_end": 1,
         "discount_end": 0.995,
         "horizon_steps": 2000,
+        "exploration": {"end": 0.1, "longest": 20},
         "network": {"hidden": [16]},
         "replay": {"capacity": 1000},
     },

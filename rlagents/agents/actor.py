@@ -90,6 +90,7 @@ class Actor:
         return {
             "counters": {name: getattr(self, name) for name in self._counters},
             "random": {name: generator.get_state() for name, generator in self._random.items()},
+            "exploration": self._explorer.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -101,3 +102,4 @@ class Actor:
             # A stream that came later, or went on another kind of device, starts anew.
             if saved is not None and len(saved) == len(generator.get_state()):
                 generator.set_state(saved.cpu())
+        self._explorer.load_state_dict(state.get("exploration", {}))

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from rlagents.config import Boltzmann, EpsilonGreedy, Exploration, NoisyExploration
 from rlagents.schedules import Linear
+from rlagents.types import State
 
 
 def legal_values(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -77,6 +78,9 @@ class Explorer:
     With a ladder, environment i of N has epsilon ** (1 + ladder * i / (N - 1)) (Horgan et al. 2018, section
     4.1, where epsilon is 0.4 and the ladder 7).
 
+    Random actions that are held take an agent to where single ones never do (Dabney et al. 2021, algorithm
+    1): epsilon is the probability that one begins where none is held; one that becomes illegal is let go.
+
     Args:
         config: the way; of a noisy network the best action, since the noise in its values explores.
         ties: as in `epsilon_greedy`.
@@ -84,6 +88,7 @@ class Explorer:
 
     def __init__(self, config: Exploration, *, ties: bool = False) -> None:
         self._config, self._ties = config, ties
+        self._held: Tensor | None = None  # [2, N] the last random actions, and steps that they still count
         if isinstance(config, NoisyExploration):
             self._schedule = Linear(0.0, 0.0, 0)
         else:
@@ -98,13 +103,47 @@ class Explorer:
     ) -> Tensor:
         """Returns actions [N] for values [N, A] after so many env steps."""
         match self._config:
-            case EpsilonGreedy(ladder=ladder):
+            case EpsilonGreedy(ladder=ladder, longest=longest):
                 epsilon: float | Tensor = self._schedule(env_steps)
                 if ladder:
                     rung = torch.linspace(0, 1, len(values), device=values.device)
                     epsilon = epsilon ** (1 + ladder * rung)
+                if longest > 1:
+                    return self._holding(values, epsilon, longest, generator, mask)
                 return epsilon_greedy(values, epsilon, generator, mask, ties=self._ties)
             case Boltzmann():
                 return boltzmann(values, self._schedule(env_steps), generator, mask)
             case NoisyExploration():
                 return legal_values(values, mask).argmax(1)
+
+    def _holding(
+        self,
+        values: Tensor,
+        epsilon: float | Tensor,
+        longest: int,
+        generator: torch.Generator,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Returns actions [N] as `epsilon_greedy` does, with random ones that are held."""
+        values = legal_values(values, mask)
+        if self._held is None:
+            self._held = torch.zeros(2, len(values), dtype=torch.int64)
+        held, left = self._held
+        draw = torch.rand(len(values), 2 + values.shape[1], generator=generator)
+        starts = (draw[:, 0] < epsilon) & (left == 0)
+        odds = (torch.arange(1, longest, dtype=torch.float64) ** -2).cumsum(0)  # of 1 to longest - 1 steps
+        length = 1 + torch.searchsorted(odds / (odds[-1] + longest**-2), draw[:, 1].double())
+        left = torch.where(starts, length, left)
+        held = torch.where(starts, legal_values(draw[:, 2:], mask).argmax(1), held)
+        if mask is not None:
+            left = left * mask.gather(1, held[:, None])[:, 0]
+        self._held = torch.stack([held, (left - 1).clamp(min=0)])
+        return torch.where(left > 0, held, values.argmax(1))
+
+    def state_dict(self) -> State:
+        """Returns which actions are held."""
+        return {} if self._held is None else {"held": self._held}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restores what `state_dict` returned."""
+        self._held = state.get("held")
