@@ -118,6 +118,18 @@ def test_where_only_chance_is_left_the_means_of_quantiles_are_not_wrong():
     assert Quantile(3, error_of="mean").error(params, goal, loss).tolist() == [0.0, 0.5]
 
 
+@pytest.mark.parametrize(("delta", "mean"), [(1.0, 0.69), (0.1, 0.79)])
+def test_the_mean_of_quantiles_is_that_of_the_return_where_the_huber_loss_is_mostly_linear(delta, mean):
+    values, params = Quantile(51, delta), torch.zeros(1, 51, requires_grad=True)
+    goal = torch.tensor([[1.0] * 9 + [-1.0]])  # whose mean is 0.8
+    optimizer = torch.optim.SGD([params], lr=0.5)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (values.loss(params, goal) * delta).sum().backward()
+        optimizer.step()
+    assert values.mean(params).item() == pytest.approx(mean, abs=0.01)
+
+
 @pytest.mark.parametrize("asked", [False, True])
 @pytest.mark.parametrize("delta", [0.3, 1.0, 2.0])
 def test_quantile_huber_losses_and_gradients_are_those_of_the_sum_written_out(delta, asked):

@@ -153,6 +153,9 @@ class Quantile:
     Without `asked`, the head has `width` of them, at the fractions (i + 1/2) / width: QR-DQN (Dabney et al.
     2018). With it, the network is asked for the quantiles at given fractions: IQN (Dabney et al. 2018b).
     Several actions' quantiles are averaged fraction by fraction, as Vieillard et al. 2020 do.
+
+    Where `huber_delta` is not small beside the differences of returns, these are more like expectiles, whose
+    mean is too near to the middle: with delta 1 that of +1 nine times in ten, else -1, is 0.69, not 0.8.
     """
 
     width: int = 51
