@@ -269,6 +269,13 @@ def test_all_that_contradicts_each_other_is_told_at_once() -> None:
             ),
         ),
         (
+            ["agent.kind=q_learning", "agent.target_policy=expected", "agent.exploration.longest=5"],
+            (
+                "agent.exploration.longest must be 1 where agent.target_policy is expected, got 5: what an "
+                "agent does that holds its actions is not a matter of the state alone"
+            ),
+        ),
+        (
             ["agent.values.kind=c51"],
             'agent.values.kind must be one of scalar, categorical, quantile, iqn, got "c51"',
         ),

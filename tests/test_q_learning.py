@@ -264,6 +264,15 @@ def test_q_learning_walks_along_the_cliff_and_sarsa_does_not():
         assert len(cells) - 1 in (15, 17)
 
 
+@pytest.mark.parametrize(("longest", "found"), [(100, True), (1, False)])
+def test_random_actions_that_are_held_find_the_end_of_a_corridor_and_single_ones_do_not(longest, found):
+    experiment = experiments.load("corridor-q-learning", [f"agent.exploration.longest={longest}"])
+    envs = building.environments(experiment.env)
+    q = train(envs, building.agent(experiment, envs, torch.device("cpu")), experiment.run.env_steps).q
+    exact = envs.model.optimal_q(experiment.agent.discount)
+    np.testing.assert_allclose(q.numpy(), exact if found else 0)
+
+
 def test_the_taxi_learns_faster_with_masks_of_its_legal_actions():
     """After 40 000 env steps, when neither is done: the mean return of a hundred greedy episodes."""
     scores = {}

@@ -138,7 +138,7 @@ class Explorer:
         if mask is not None:
             left = left * mask.gather(1, held[:, None])[:, 0]
         self._held = torch.stack([held, (left - 1).clamp(min=0)])
-        return torch.where(left > 0, held, values.argmax(1))
+        return torch.where(left > 0, held, epsilon_greedy(values, 0.0, generator, ties=self._ties))
 
     def state_dict(self) -> State:
         """Returns which actions are held."""
