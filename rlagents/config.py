@@ -592,8 +592,8 @@ def _table_rules(agent: QLearning) -> Iterator[_Rule]:
     yield sampling != "uniform", "replay.sampling.kind", "be uniform for a table", why
     yield agent.exploration.ladder > 0, "exploration.ladder", "be 0 for a table", ""
     yield (
-        agent.exploration.longest > 1 and policy == "expected",
+        agent.exploration.longest > 1 and policy != "greedy",
         "exploration.longest",
-        "be 1 where agent.target_policy is expected",
+        f"be 1 where agent.target_policy is {policy}",
         ": what an agent does that holds its actions is not a matter of the state alone",
     )
