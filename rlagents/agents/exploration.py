@@ -89,6 +89,9 @@ class Explorer:
     def __init__(self, config: Exploration, *, ties: bool = False) -> None:
         self._config, self._ties = config, ties
         self._held: Tensor | None = None  # [2, N] the last random actions, and steps that they still count
+        if isinstance(config, EpsilonGreedy) and config.longest > 1:
+            odds = (torch.arange(1, config.longest, dtype=torch.float64) ** -2).cumsum(0)
+            self._shorter = odds / (odds[-1] + config.longest**-2)  # probability of at most 1, 2, ... steps
         if isinstance(config, NoisyExploration):
             self._schedule = Linear(0.0, 0.0, 0)
         else:
@@ -109,7 +112,7 @@ class Explorer:
                     rung = torch.linspace(0, 1, len(values), device=values.device)
                     epsilon = epsilon ** (1 + ladder * rung)
                 if longest > 1:
-                    return self._holding(values, epsilon, longest, generator, mask)
+                    return self._holding(values, epsilon, generator, mask)
                 return epsilon_greedy(values, epsilon, generator, mask, ties=self._ties)
             case Boltzmann():
                 return boltzmann(values, self._schedule(env_steps), generator, mask)
@@ -120,7 +123,6 @@ class Explorer:
         self,
         values: Tensor,
         epsilon: float | Tensor,
-        longest: int,
         generator: torch.Generator,
         mask: Tensor | None,
     ) -> Tensor:
@@ -131,8 +133,7 @@ class Explorer:
         held, left = self._held
         draw = torch.rand(len(values), 2 + values.shape[1], generator=generator)
         starts = (draw[:, 0] < epsilon) & (left == 0)
-        odds = (torch.arange(1, longest, dtype=torch.float64) ** -2).cumsum(0)  # of 1 to longest - 1 steps
-        length = 1 + torch.searchsorted(odds / (odds[-1] + longest**-2), draw[:, 1].double())
+        length = 1 + torch.searchsorted(self._shorter, draw[:, 1].double())
         left = torch.where(starts, length, left)
         held = torch.where(starts, legal_values(draw[:, 2:], mask).argmax(1), held)
         if mask is not None:
