@@ -171,7 +171,7 @@ class Convolutions(Images):
                 x = F.conv2d(x, weight, layer.bias, layer.stride)
             if self.norms:
                 x = _normalised(x, self.norms[index])
-            x = F.relu(x, inplace=True)
+            x = F.relu(x)  # in place, where x is a view, autograd would copy every gradient
         return x.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory: no copy
 
 
