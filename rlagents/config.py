@@ -389,6 +389,13 @@ class DQN(NetworkLearner, ReplayLearner):
     reset_head_every: int = Field(
         default=0, ge=0, description="env steps after which the last layers start anew; 0: never"
     )
+    heads: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="last layers side by side, each with goals of its own; environments explore by one each, "
+        "in turn from episode to episode, and evaluations act by their mean (Osband et al. 2016)",
+    )
     target: Target = FixedTarget()
     values: Values = ScalarValues()
     munchausen: Munchausen = Munchausen()
@@ -522,6 +529,12 @@ def _network_rules(agent: DQN | PQN) -> Iterator[_Rule]:
             "network.noisy",
             "be true where agent.exploration.kind is noisy",
             ": nothing else would explore",
+        )
+        yield (
+            agent.heads > 1 and agent.values.kind == "iqn",
+            "heads",
+            "be 1 where agent.values.kind is iqn",
+            ": what the network is asked for, it is asked for once; take quantile",
         )
         yield (
             agent.cut_traces and agent.n_step == 1,

@@ -276,6 +276,13 @@ def test_all_that_contradicts_each_other_is_told_at_once() -> None:
             ),
         ),
         (
+            ["agent.heads=4", "agent.values.kind=iqn"],
+            (
+                "agent.heads must be 1 where agent.values.kind is iqn, got 4: what the network is asked for, "
+                "it is asked for once; take quantile"
+            ),
+        ),
+        (
             ["agent.values.kind=c51"],
             'agent.values.kind must be one of scalar, categorical, quantile, iqn, got "c51"',
         ),

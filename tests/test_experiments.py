@@ -41,6 +41,7 @@ def test_every_experiment_of_the_plan_is_there() -> None:
         "cliffwalking-expected-sarsa",
         "cliffwalking-q-learning",
         "cliffwalking-sarsa",
+        "corridor-bootstrapped-dqn",
         "corridor-q-learning",
         "frozenlake-deterministic-q-learning",
         "frozenlake-q-learning",

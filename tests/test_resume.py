@@ -30,6 +30,7 @@ CARTPOLE = {
         "learning_starts": 200,
         "learn_every": 8,
         "double": True,
+        "heads": 3,
         "n_step": 3,
         "n_step_end": 1,
         "discount_end": 0.995,

@@ -12,6 +12,11 @@ fast, while a large one makes patient agents.
 With `cut_traces`, an n-step return ends before the next action that was not greedy when it was taken
 (Watkins 1989), and bootstraps there: what an exploring action brought is no merit of those before it.
 
+With several `heads`, last layers on one body learn side by side, each towards goals of its own, of the action
+that it would choose. They start from different weights and differ where little was seen, so environments that
+act by one each explore for whole episodes (bootstrapped DQN, Osband et al. 2016). Departures from the paper:
+heads take turns in place of being drawn, learn from every transition, and evaluations act by their mean.
+
 Soft values (Munchausen, Vieillard et al. 2020) take the policy softmax(Q_target / temperature) in place of
 the maximum. What a value is, how the replay is sampled and how actions are explored are objects of their own.
 """
@@ -47,7 +52,9 @@ class DQN(NetworkAgent[Config]):
     _counters = ("env_steps", "learner_steps", "_learned")
 
     def __init__(self, config: Config, task: Task) -> None:
+        self._heads = config.heads
         super().__init__(config, task, config.batch_size)
+        self._turn = torch.arange(task.environments) % self._heads  # [N] the head that each explores by
         self.target = (
             self.working
             if isinstance(config.target, NoTarget)
@@ -81,7 +88,56 @@ class DQN(NetworkAgent[Config]):
         if self._noise:
             count = len(obs if isinstance(obs, Tensor) else next(iter(obs.values())))
             noise = Noise(self._random["acting"], count)
-        return self._q_values(self.working, obs, noise)
+        values = self._q_values(self.working, obs, noise)
+        if self._heads == 1:
+            return values
+        if first is not None:  # an episode begins: the next head's turn
+            self._turn = (self._turn + torch.as_tensor(first)) % self._heads
+        return values[torch.arange(len(values)), :, self._turn]
+
+    def _values_of(self, obs: Obs) -> Tensor:
+        """Returns values [N, A] without noise, by the average weights if they are kept, and of all heads."""
+        values = super()._values_of(obs)
+        return values if self._heads == 1 else values.mean(2)
+
+    @property
+    def _width(self) -> int:
+        """The numbers that the network puts out for each action."""
+        return self._heads * self.values.width
+
+    def _valued(self, params: Tensor) -> Tensor:
+        """Returns values [N, A], or of each head [N, A, K], of what the network puts out."""
+        return self.values.mean(params if self._heads == 1 else self._by_head(params))
+
+    def _apart(self, params: Tensor) -> Tensor:
+        """Returns what the network puts out with each head as a row of its own, [B * K, A, Z]."""
+        if self._heads == 1:
+            return params
+        return self._by_head(params).transpose(1, 2).flatten(0, 1)
+
+    def _by_head(self, params: Tensor) -> Tensor:
+        """Returns what the network puts out, [B, A, K * Z], as [B, A, K, Z]."""
+        return params.view(*params.shape[:2], self._heads, -1)
+
+    def _for_each(self, batch: Batch) -> Batch:
+        """Returns a batch whose actions, rewards, discounts and masks are there for each head, [B * K]."""
+        if self._heads == 1:
+            return batch
+
+        def each(rows: Tensor) -> Tensor:
+            return rows.repeat_interleave(self._heads, 0)
+
+        return batch._replace(
+            action=each(batch.action),
+            reward=each(batch.reward),
+            discount=each(batch.discount),
+            mask=None if batch.mask is None else each(batch.mask),
+            obs_mask=None if batch.obs_mask is None else each(batch.obs_mask),
+        )
+
+    def _over_heads(self, rows: Tensor) -> Tensor:
+        """Returns the means [B] over heads of [B * K]."""
+        return rows if self._heads == 1 else rows.view(-1, self._heads).mean(1)
 
     def observe(self, step: Step) -> None:
         """Stores one step."""
@@ -122,38 +178,39 @@ class DQN(NetworkAgent[Config]):
         return metrics
 
     def _update(self, batch: Batch) -> Metrics:
-        obs = self.working.prepare(batch.obs)
+        obs, each = self.working.prepare(batch.obs), self._for_each(batch)
         with torch.no_grad():
-            goal = self._goal(batch, obs)
+            goal = self._goal(each, obs)
         fractions = self._fractions(len(batch.action), self._asked.learned) if self._asked else None
-        params = taken(self.working.compute(obs, fractions, self._noise), batch.action)  # [B, Z]
-        loss = self.values.loss(params, goal, fractions)  # [B]
-        (batch.weight * loss).mean().backward()
+        params = self._apart(self.working.compute(obs, fractions, self._noise))
+        params = taken(params, each.action)  # [B * K, Z]
+        loss = self.values.loss(params, goal, fractions)  # [B * K]
+        (batch.weight * self._over_heads(loss)).mean().backward()
         self._step()
         loss, params = loss.detach(), params.detach()
         if self._prioritised:
-            self.replay.sampler.update(batch.row, self.values.error(params, goal, loss))
+            self.replay.sampler.update(batch.row, self._over_heads(self.values.error(params, goal, loss)))
         mean = loss.mean()
         self._guard.watch(batch.row, mean, *self._norm)
         return {"loss": mean, "q_mean": self.values.mean(params).mean()}
 
     def _goal(self, batch: Batch, obs: list[Tensor]) -> Tensor:
-        """Returns what to learn for a batch, whose `obs` are prepared already."""
+        """Returns what each head is to learn, [B * K, Z]; `batch` is as `_for_each` returned it."""
         next_obs = self.working.prepare(batch.next_obs)  # once for both networks
         fractions = self._fractions(len(batch.action), self._asked.goals) if self._asked else None
-        ahead = chooser = self.target.compute(next_obs, fractions, self._noise)  # [B, A, Z]
+        ahead = chooser = self._apart(self.target.compute(next_obs, fractions, self._noise))  # [B * K, A, Z]
         if self.config.double or self._asked:
             network = self.working if self.config.double else self.target
-            chooser = network.compute(next_obs, self._spread, self._noise)
-        values = legal_values(self.values.mean(chooser), batch.mask)  # [B, A]
+            chooser = self._apart(network.compute(next_obs, self._spread, self._noise))
+        values = legal_values(self.values.mean(chooser), batch.mask)  # [B * K, A]
         reward = batch.reward * self._reward_factor if self._returns else batch.reward
         if self.config.munchausen.share:
-            now = self.values.mean(self.target.compute(obs, self._spread, self._noise))
+            now = self.values.mean(self._apart(self.target.compute(obs, self._spread, self._noise)))
             now = legal_values(now, batch.obs_mask)
             bonus, policy = soften(self.config.munchausen, now, batch.action, values, batch.discount)
             reward = reward + bonus
         else:
-            policy = F.one_hot(values.argmax(1), self.actions).to(ahead.dtype)  # [B, A]
+            policy = F.one_hot(values.argmax(1), self.actions).to(ahead.dtype)  # [B * K, A]
         return self.values.target(reward, batch.discount, ahead, policy)
 
     def _fractions(self, rows: int, count: int) -> Tensor:
@@ -195,6 +252,7 @@ class DQN(NetworkAgent[Config]):
         return {
             **super().state_dict(),
             "target": {} if self.target is self.working else dict(zip(names, self._slow, strict=True)),
+            "turn": self._turn,
             "priorities": self.replay.sampler.state_dict(),
         }
 
@@ -208,3 +266,4 @@ class DQN(NetworkAgent[Config]):
             copy_tensors(list(self.target.parameters()), self._slow)
         if self._prioritised:
             self.replay.sampler.load_state_dict(state["priorities"])
+        self._turn = state.get("turn", self._turn)

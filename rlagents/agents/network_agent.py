@@ -42,10 +42,15 @@ class NetworkAgent(Actor, Generic[Config]):
         normalised = config.reward_transform == "normalise"
         self._returns = ReturnScale(task.environments, config.discount) if normalised else None
 
+    @property
+    def _width(self) -> int:
+        """The numbers that the network puts out for each action."""
+        return self.values.width
+
     def _fresh_network(self, index: int) -> Network:
         """Returns an untrained network, the same for the same index."""
         cosines = self._asked.cosines if self._asked else 0
-        shape = (self._task.layout, self.actions, self.values.width, cosines)
+        shape = (self._task.layout, self.actions, self._width, cosines)
         seed = self._task.streams.integer("network", index)
         return seeded(lambda: Network(self.config.network, *shape), seed)
 
@@ -78,14 +83,18 @@ class NetworkAgent(Actor, Generic[Config]):
         """Returns values [N, A] without noise, and by the average weights if they are kept."""
         return self._q_values(self._weights.settled, obs)
 
+    def _valued(self, params: Tensor) -> Tensor:
+        """Returns values [N, A], or of each head [N, A, K], of what the network puts out."""
+        return self.values.mean(params)
+
     @torch.no_grad()
     def _q_values(self, network: Network, obs: Obs, noise: Noise | None = None) -> Tensor:
-        """Returns the values [N, A], on the CPU, where actions are chosen."""
+        """Returns what `_valued` does, on the CPU, where actions are chosen."""
         parts = named(obs)
 
         def values(*given: Tensor) -> Tensor:
             seen = joined(dict(zip(parts, given, strict=True)))
-            return self.values.mean(network(seen, self._spread, noise))
+            return self._valued(network(seen, self._spread, noise))
 
         if self._acting is None:
             return values(*parts.values()).cpu()
