@@ -52,9 +52,8 @@ class DQN(NetworkAgent[Config]):
     _counters = ("env_steps", "learner_steps", "_learned")
 
     def __init__(self, config: Config, task: Task) -> None:
-        self._heads = config.heads
         super().__init__(config, task, config.batch_size)
-        self._turn = torch.arange(task.environments) % self._heads  # [N] the head that each explores by
+        self._turn = torch.arange(task.environments) % self.config.heads  # [N] the head that each explores by
         self.target = (
             self.working
             if isinstance(config.target, NoTarget)
@@ -89,43 +88,43 @@ class DQN(NetworkAgent[Config]):
             count = len(obs if isinstance(obs, Tensor) else next(iter(obs.values())))
             noise = Noise(self._random["acting"], count)
         values = self._q_values(self.working, obs, noise)
-        if self._heads == 1:
+        if self.config.heads == 1:
             return values
         if first is not None:  # an episode begins: the next head's turn
-            self._turn = (self._turn + torch.as_tensor(first)) % self._heads
+            self._turn = (self._turn + torch.as_tensor(first)) % self.config.heads
         return values[torch.arange(len(values)), :, self._turn]
 
     def _values_of(self, obs: Obs) -> Tensor:
         """Returns values [N, A] without noise, by the average weights if they are kept, and of all heads."""
         values = super()._values_of(obs)
-        return values if self._heads == 1 else values.mean(2)
+        return values if self.config.heads == 1 else values.mean(2)
 
     @property
     def _width(self) -> int:
         """The numbers that the network puts out for each action."""
-        return self._heads * self.values.width
+        return self.config.heads * self.values.width
 
     def _valued(self, params: Tensor) -> Tensor:
         """Returns values [N, A], or of each head [N, A, K], of what the network puts out."""
-        return self.values.mean(params if self._heads == 1 else self._by_head(params))
+        return self.values.mean(params if self.config.heads == 1 else self._by_head(params))
 
     def _apart(self, params: Tensor) -> Tensor:
         """Returns what the network puts out with each head as a row of its own, [B * K, A, Z]."""
-        if self._heads == 1:
+        if self.config.heads == 1:
             return params
         return self._by_head(params).transpose(1, 2).flatten(0, 1)
 
     def _by_head(self, params: Tensor) -> Tensor:
         """Returns what the network puts out, [B, A, K * Z], as [B, A, K, Z]."""
-        return params.view(*params.shape[:2], self._heads, -1)
+        return params.view(*params.shape[:2], self.config.heads, -1)
 
     def _for_each(self, batch: Batch) -> Batch:
         """Returns a batch whose actions, rewards, discounts and masks are there for each head, [B * K]."""
-        if self._heads == 1:
+        if self.config.heads == 1:
             return batch
 
         def each(rows: Tensor) -> Tensor:
-            return rows.repeat_interleave(self._heads, 0)
+            return rows.repeat_interleave(self.config.heads, 0)
 
         return batch._replace(
             action=each(batch.action),
@@ -137,7 +136,7 @@ class DQN(NetworkAgent[Config]):
 
     def _over_heads(self, rows: Tensor) -> Tensor:
         """Returns the means [B] over heads of [B * K]."""
-        return rows if self._heads == 1 else rows.view(-1, self._heads).mean(1)
+        return rows if self.config.heads == 1 else rows.view(-1, self.config.heads).mean(1)
 
     def observe(self, step: Step) -> None:
         """Stores one step."""
