@@ -323,6 +323,11 @@ class ReplayLearner(Learner):
     learning_starts: int = Field(default=1_000, ge=0, description="env steps before the first learner step")
     replay: Replay = Replay()
 
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """How many rewards each return sums that a goal may come from."""
+        return (self.n_step,)
+
 
 class NetworkLearner(Learner):
     """What every agent with a network has."""
@@ -380,6 +385,16 @@ class DQN(NetworkLearner, ReplayLearner):
     horizon_steps: int = Field(
         default=0, ge=0, description="env steps until they have become n_step_end and discount_end"
     )
+    n_step_bound: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="rewards summed in a second, longer return, which is learned where it is the larger one: "
+        "a lower bound where nothing is left to chance (He et al. 2017); 0: none",
+    )
+    n_step_bound_until: int = Field(
+        default=0, ge=0, description="env steps after which that return no longer counts; 0: it always does"
+    )
     double: bool = Field(
         default=False, description="online network chooses, target network values (van Hasselt et al. 2016)"
     )
@@ -401,6 +416,11 @@ class DQN(NetworkLearner, ReplayLearner):
     munchausen: Munchausen = Munchausen()
     network: Network = Network()
     exploration: Exploration = EpsilonGreedy()
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """How many rewards each return sums that a goal may come from."""
+        return (self.n_step, self.n_step_bound) if self.n_step_bound else (self.n_step,)
 
 
 class PQN(NetworkLearner):
@@ -490,7 +510,7 @@ def _clashes(agent: DQN | PQN | QLearning, env: EnvConfig) -> Iterator[str]:
 
 def least_timesteps(agent: DQN | QLearning, env: EnvConfig) -> int:
     """Returns how many timesteps of each environment a replay must hold for one to be whole."""
-    return getattr(env, "frame_stack", 1) + agent.n_step + 1
+    return getattr(env, "frame_stack", 1) + max(agent.horizons) + 1
 
 
 def _size_rule(agent: DQN | PQN | QLearning, env: EnvConfig) -> _Rule:
@@ -504,7 +524,7 @@ def _size_rule(agent: DQN | PQN | QLearning, env: EnvConfig) -> _Rule:
     return (
         agent.replay.capacity // env.count < need,
         "replay.capacity",
-        f"hold at least {need} timesteps of each environment (frame_stack + n_step + 1)",
+        f"hold at least {need} timesteps of each environment (frame_stack + the steps of a return + 1)",
         f" for {env.count} environments; set agent.replay.capacity to {need * env.count} or more",
     )
 
@@ -543,6 +563,18 @@ def _network_rules(agent: DQN | PQN) -> Iterator[_Rule]:
             "",
         )
         yield agent.n_step_end > agent.n_step, "n_step_end", f"be at most agent.n_step = {agent.n_step}", ""
+        yield (
+            0 < agent.n_step_bound <= agent.n_step,
+            "n_step_bound",
+            f"be above agent.n_step = {agent.n_step}",
+            ", or 0 for no second return",
+        )
+        yield (
+            agent.n_step_bound_until > 0 == agent.n_step_bound,
+            "n_step_bound_until",
+            "be 0 where agent.n_step_bound is 0",
+            ": there is nothing to end",
+        )
         yield (
             0 < agent.discount_end < agent.discount,
             "discount_end",

@@ -59,16 +59,16 @@ class Step(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B n-step transitions."""
+    """B n-step transitions, with H returns each: all B of the first horizon, then all of the next."""
 
     obs: Obs  # [B, *O]
     action: Tensor  # [B] int64
-    reward: Tensor  # [B] float32: discounted sum of up to n rewards
-    discount: Tensor  # [B] float32: what multiplies the bootstrap; 0 after a termination
-    next_obs: Obs  # [B, *O]
+    reward: Tensor  # [H * B] float32: discounted sum of up to n rewards
+    discount: Tensor  # [H * B] float32: what multiplies the bootstrap; 0 after a termination
+    next_obs: Obs  # [H * B, *O]
     row: Tensor  # [B] int64: where in the replay, for priorities
     weight: Tensor  # [B] float32: importance weight, at most 1; 1 where sampling is uniform
-    mask: Tensor | None = None  # [B, A] bool: legal actions in next_obs; None: all
+    mask: Tensor | None = None  # [H * B, A] bool: legal actions in next_obs; None: all
     obs_mask: Tensor | None = None  # [B, A] bool: legal actions in obs; None: all
 
 

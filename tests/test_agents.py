@@ -258,7 +258,7 @@ def test_the_horizon_is_held_and_then_changes_to_its_end():
     seen, left = [], []
     for until in (100, 200, 400, 560, 600, 900):
         train(envs, agent, until)
-        seen.append(agent.replay.horizon)
+        seen.append(agent.replay.horizons[0])
         left.append(1 - agent.replay.discount)
     assert seen == [8, 8, 4, 2, 2, 2]
     # The last learner step saw the steps up to the tick before.

@@ -276,6 +276,17 @@ def test_all_that_contradicts_each_other_is_told_at_once() -> None:
             ),
         ),
         (
+            ["agent.n_step_bound=3"],
+            "agent.n_step_bound must be above agent.n_step = 3, got 3, or 0 for no second return",
+        ),
+        (
+            ["agent.n_step_bound_until=9"],
+            (
+                "agent.n_step_bound_until must be 0 where agent.n_step_bound is 0, got 9: "
+                "there is nothing to end"
+            ),
+        ),
+        (
             ["agent.heads=4", "agent.values.kind=iqn"],
             (
                 "agent.heads must be 1 where agent.values.kind is iqn, got 4: what the network is asked for, "

@@ -149,12 +149,30 @@ def test_another_horizon_gives_what_a_ring_of_that_n_and_discount_gives(horizon)
     for step, cut in zip(naive.steps, naive.cut, strict=True):
         longest.add(step, step.reward, cut)
         short.add(step, step.reward, cut)
-    longest.set_horizon(horizon, DISCOUNT)
+    longest.set_horizons((horizon,), DISCOUNT)
     row = sampleable(longest)
     assert len(row) < len(sampleable(short))  # rows are not let in earlier: later n may be longer again
     mine, theirs = (replay.gather(row, torch.ones(len(row))) for replay in (longest, short))
     for one, other in zip(mine, theirs, strict=True):
         assert torch.equal(one, other)
+
+
+def test_with_several_horizons_a_batch_has_the_returns_of_each():
+    naive = Naive(3, 2, 150, 7, life_losses=True, masks=True)
+    replay = ring(layout_of(2), n_step=5, environments=3, rows=40)
+    for step, cut in zip(naive.steps, naive.cut, strict=True):
+        replay.add(step, step.reward, cut)
+    row = sampleable(replay)
+    batches = []
+    for horizons in ((1, 5), (1,), (5,)):
+        replay.set_horizons(horizons, DISCOUNT)
+        batches.append(replay.gather(row, torch.ones(len(row))))
+    both, *alone = batches
+    for name in ("reward", "discount", "next_obs", "mask"):
+        expected = torch.cat([getattr(batch, name) for batch in alone])
+        assert torch.equal(getattr(both, name), expected), name
+    for name in ("obs", "action", "row", "weight", "obs_mask"):
+        assert torch.equal(getattr(both, name), getattr(alone[0], name)), name
 
 
 @settings(max_examples=40, deadline=None)

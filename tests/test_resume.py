@@ -35,6 +35,8 @@ CARTPOLE = {
         "n_step_end": 1,
         "discount_end": 0.995,
         "horizon_steps": 2000,
+        "n_step_bound": 6,
+        "n_step_bound_until": 1500,
         "exploration": {"end": 0.1, "longest": 20},
         "network": {"hidden": [16]},
         "replay": {"capacity": 1000},

@@ -9,6 +9,13 @@ n may fall and the discount rise while the agent learns (Schwarzer et al. 2023):
 fast, short ones depend less on actions that the agent would no longer take; and a small discount is learned
 fast, while a large one makes patient agents.
 
+With a bound, the return of more steps is learned in place of that of n where it is the larger one. Where
+nothing is left to chance, what happened is a lower bound of the best value, and what led to a reward counts
+as good over all those steps at once; elsewhere luck counts as merit. The larger of two guesses is too high,
+too, so values are optimistic, and a bound is for the first part of a budget. Departures from optimality
+tightening (He et al. 2017): the goal itself is raised, in place of a penalty, by one return of a fixed
+length, and there is no upper bound.
+
 With `cut_traces`, an n-step return ends before the next action that was not greedy when it was taken
 (Watkins 1989), and bootstraps there: what an exploring action brought is no merit of those before it.
 
@@ -22,6 +29,7 @@ the maximum. What a value is, how the replay is sampled and how actions are expl
 """
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +84,7 @@ class DQN(NetworkAgent[Config]):
         change = config.horizon_steps - config.horizon_hold  # env steps that it takes
         self._n_step = Geometric(config.n_step, config.n_step_end or config.n_step, change)
         self._discount = TowardsOne(config.discount, config.discount_end or config.discount, change)
+        self._bound_until = config.n_step_bound_until or math.inf
         self._learn = Every(config.learn_every, config.learning_starts)
         self._learned = 0  # env steps at the last `learn`
         self._begin()
@@ -157,10 +166,11 @@ class DQN(NetworkAgent[Config]):
             self._weights.set_rates(self.env_steps)
             self.replay.sampler.anneal(self.env_steps)
             changed = max(0, self.env_steps - self.config.horizon_hold)
-            self.replay.set_horizon(round(self._n_step(changed)), self._discount(changed))
+            bound = self.config.horizons[1:] if self.env_steps < self._bound_until else ()
+            self.replay.set_horizons((round(self._n_step(changed)), *bound), self._discount(changed))
             if self._returns:
                 self._reward_factor.fill_(self._returns.factor)
-            metrics = self._launch(due, self.replay.masked, self.replay.horizon)
+            metrics = self._launch(due, self.replay.masked, self.replay.horizons)
             self.learner_steps += due
         target = self.config.target
         if isinstance(target, FixedTarget) and Every(target.sync_every).due(before, self.env_steps):
@@ -194,23 +204,32 @@ class DQN(NetworkAgent[Config]):
         return {"loss": mean, "q_mean": self.values.mean(params).mean()}
 
     def _goal(self, batch: Batch, obs: list[Tensor]) -> Tensor:
-        """Returns what each head is to learn, [B * K, Z]; `batch` is as `_for_each` returned it."""
+        """Returns what each head is to learn, [B * K, Z]; `batch` is as `_for_each` returned it.
+
+        In it are R = H * B * K returns.
+        """
         next_obs = self.working.prepare(batch.next_obs)  # once for both networks
-        fractions = self._fractions(len(batch.action), self._asked.goals) if self._asked else None
-        ahead = chooser = self._apart(self.target.compute(next_obs, fractions, self._noise))  # [B * K, A, Z]
+        fractions = self._fractions(len(batch.reward), self._asked.goals) if self._asked else None
+        ahead = chooser = self._apart(self.target.compute(next_obs, fractions, self._noise))  # [R, A, Z]
         if self.config.double or self._asked:
             network = self.working if self.config.double else self.target
             chooser = self._apart(network.compute(next_obs, self._spread, self._noise))
-        values = legal_values(self.values.mean(chooser), batch.mask)  # [B * K, A]
+        values = legal_values(self.values.mean(chooser), batch.mask)  # [R, A]
         reward = batch.reward * self._reward_factor if self._returns else batch.reward
+        discount, count = batch.discount, len(batch.action)
+        horizons = len(reward) // count  # H
         if self.config.munchausen.share:
             now = self.values.mean(self._apart(self.target.compute(obs, self._spread, self._noise)))
-            now = legal_values(now, batch.obs_mask)
-            bonus, policy = soften(self.config.munchausen, now, batch.action, values, batch.discount)
+            now, action = legal_values(now, batch.obs_mask).repeat(horizons, 1), batch.action.repeat(horizons)
+            bonus, policy = soften(self.config.munchausen, now, action, values, discount)
             reward = reward + bonus
         else:
-            policy = F.one_hot(values.argmax(1), self.actions).to(ahead.dtype)  # [B * K, A]
-        return self.values.target(reward, batch.discount, ahead, policy)
+            policy = F.one_hot(values.argmax(1), self.actions).to(ahead.dtype)  # [R, A]
+        if horizons > 1:  # of each row the largest return
+            worth = reward + discount * (policy * self.values.mean(ahead)).sum(1)
+            best = worth.view(horizons, count).argmax(0) * count + torch.arange(count, device=worth.device)
+            reward, discount, ahead, policy = (part[best] for part in (reward, discount, ahead, policy))
+        return self.values.target(reward, discount, ahead, policy)
 
     def _fractions(self, rows: int, count: int) -> Tensor:
         """Draws fractions [rows, count]."""

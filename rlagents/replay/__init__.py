@@ -31,13 +31,15 @@ def make(config: ReplayLearner, task: Task, generator: torch.Generator) -> Ring:
         )
     else:
         sampler = Uniform(capacity, generator)
-    return Ring(
+    ring = Ring(
         task.layout,
         task.actions,
         environments=task.environments,
         capacity=capacity,
-        n_step=config.n_step,
+        n_step=max(config.horizons),
         discount=config.discount,
         sampler=sampler,
         device=task.device,
     )
+    ring.set_horizons(config.horizons, config.discount)
+    return ring

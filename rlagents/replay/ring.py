@@ -41,8 +41,8 @@ class Ring:
         actions: A, for the masks of legal actions.
         environments: N.
         capacity: timesteps kept, in all environments together.
-        n_step: rewards summed before the bootstrap, or fewer if `set_horizon` says so.
-        discount: per env step, until `set_horizon` says otherwise.
+        n_step: rewards summed before the bootstrap, or fewer if `set_horizons` says so.
+        discount: per env step, until `set_horizons` says otherwise.
         sampler: draws among the rows that can be sampled.
         device: where everything lies.
     """
@@ -60,7 +60,8 @@ class Ring:
         device: torch.device,
     ) -> None:
         self.actions, self.environments, self.n_step = actions, environments, n_step
-        self.horizon, self.discount = n_step, discount  # of the batches drawn now
+        self.horizons: tuple[int, ...] = (n_step,)  # of the batches drawn now
+        self.discount = discount
         self.rows = rows = capacity // environments  # T
         self.sampler, self.device = sampler, device
         self.time = 0  # timesteps written so far, of each environment
@@ -110,9 +111,9 @@ class Ring:
         """Returns how many rows can be sampled."""
         return len(self.sampler)
 
-    def set_horizon(self, steps: int, discount: float) -> None:
-        """Sets how many rewards, at most n_step, a batch sums from now on, and the discount per env step."""
-        self.horizon = steps
+    def set_horizons(self, steps: tuple[int, ...], discount: float) -> None:
+        """Sets how many rewards, at most n_step, returns sum from now on, and the discount per env step."""
+        self.horizons = steps
         if discount != self.discount:
             self.discount = discount
             torch.pow(discount, self._exponents, out=self._powers)  # where a recorded graph reads them
@@ -211,7 +212,7 @@ class Ring:
     def sample(self, size: int) -> Batch:
         """Returns `size` n-step transitions, drawn by the sampler with replacement.
 
-        reward = sum over k < m of discount**k * reward[t + k] and discount = discount**m, where m is the
+        reward = sum over k < m of discount**k * reward[t + k] and discount = discount**m, where m is a
         horizon or the number of steps to the end of the episode or to a cut; the discount is 0 after a
         termination, and a truncation bootstraps from the final observation.
         """
@@ -220,23 +221,11 @@ class Ring:
 
     def gather(self, row: Tensor, weight: Tensor) -> Batch:
         """Puts together the transitions that start at rows [B], with weights [B]."""
-        count, wrap, columns = self.environments, self.rows * self.environments, self._columns
-        path = (row[:, None] + self._ahead[: self.horizon] * count).remainder_(wrap)  # [B, n]
-        ended, terminated, rewards = (
-            columns["ended"][path],
-            columns["terminated"][path],
-            columns["reward"][path],
-        )
-        if self.horizon == 1:
-            reward, taken, over = rewards[:, 0], 1, terminated[:, 0]
-            discount = self._powers[1] * ~over
-        else:
-            live = torch.ones_like(rewards)  # [B, n] whether step k belongs to the return
-            live[:, 1:] = (~(ended[:, :-1] | columns["cut"][path[:, 1:]])).cumprod(1)
-            reward = (live * rewards) @ self._powers[: self.horizon]
-            taken = live.sum(1).long()  # [B]
-            discount = self._powers[taken] * ~(terminated & (live > 0)).any(1)
-        successor = (row + taken * count).remainder_(wrap)
+        reward, discount, successor = self._returns(row, self.horizons[0])
+        if len(self.horizons) > 1:
+            each = [(reward, discount, successor), *(self._returns(row, n) for n in self.horizons[1:])]
+            reward, discount, successor = map(torch.cat, zip(*each, strict=True))
+        columns = self._columns
         seen = {name: self._pair(name, row, successor) for name in self._leaves}
         return Batch(
             obs=joined({name: pair[0] for name, pair in seen.items()}),
@@ -250,15 +239,37 @@ class Ring:
             obs_mask=None if self._mask is None else self._mask[row],
         )
 
+    def _returns(self, row: Tensor, horizon: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns rewards, discounts and the rows of successors, [B] each, of n-step returns."""
+        count, wrap, columns = self.environments, self.rows * self.environments, self._columns
+        path = (row[:, None] + self._ahead[:horizon] * count).remainder_(wrap)  # [B, n]
+        ended, terminated, rewards = (
+            columns["ended"][path],
+            columns["terminated"][path],
+            columns["reward"][path],
+        )
+        if horizon == 1:
+            reward, taken, over = rewards[:, 0], 1, terminated[:, 0]
+            discount = self._powers[1] * ~over
+        else:
+            live = torch.ones_like(rewards)  # [B, n] whether step k belongs to the return
+            live[:, 1:] = (~(ended[:, :-1] | columns["cut"][path[:, 1:]])).cumprod(1)
+            reward = (live * rewards) @ self._powers[:horizon]
+            taken = live.sum(1).long()  # [B]
+            discount = self._powers[taken] * ~(terminated & (live > 0)).any(1)
+        return reward, discount, (row + taken * count).remainder_(wrap)
+
     def _pair(self, name: str, row: Tensor, successor: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the observations [B, *O] at rows and at their successors."""
+        """Returns the observations [B, *O] at rows and [H * B, *O] at their successors."""
         leaf = self._leaves[name]
-        if leaf.stack > 1 and self.horizon == 1:  # the stacks share all frames but one: views of one gather
+        if leaf.stack > 1 and self.horizons == (
+            1,
+        ):  # stacks that share all frames but one: views of one gather
             frames = self._stacked(name, successor, leaf.stack + 1)
             channels = leaf.frame[0]
             return frames[:, :-channels], frames[:, channels:]
-        one, other = self._stacked(name, torch.cat((row, successor)), leaf.stack).chunk(2)
-        return one, other
+        seen = self._stacked(name, torch.cat((row, successor)), leaf.stack)
+        return seen[: len(row)], seen[len(row) :]
 
     def _stacked(self, name: str, row: Tensor, frames: int) -> Tensor:
         """Returns the newest frames up to rows [B], one behind the other, zeros before an episode's first."""
