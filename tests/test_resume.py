@@ -36,7 +36,7 @@ CARTPOLE = {
         "discount_end": 0.995,
         "horizon_steps": 2000,
         "n_step_bound": 6,
-        "n_step_bound_until": 1500,
+        "n_step_bound_until": 700,
         "exploration": {"end": 0.1, "longest": 20},
         "network": {"hidden": [16]},
         "replay": {"capacity": 1000},
