@@ -221,15 +221,12 @@ class Ring:
 
     def gather(self, row: Tensor, weight: Tensor) -> Batch:
         """Puts together the transitions that start at rows [B], with weights [B]."""
-        reward, discount, successor = self._returns(row, self.horizons[0])
-        if len(self.horizons) > 1:
-            each = [(reward, discount, successor), *(self._returns(row, n) for n in self.horizons[1:])]
-            reward, discount, successor = map(torch.cat, zip(*each, strict=True))
-        columns = self._columns
+        first, *others = (self._returns(row, n) for n in self.horizons)
+        reward, discount, successor = map(torch.cat, zip(first, *others, strict=True)) if others else first
         seen = {name: self._pair(name, row, successor) for name in self._leaves}
         return Batch(
             obs=joined({name: pair[0] for name, pair in seen.items()}),
-            action=columns["action"][row].long(),
+            action=self._columns["action"][row].long(),
             reward=reward,
             discount=discount,
             next_obs=joined({name: pair[1] for name, pair in seen.items()}),
@@ -262,9 +259,7 @@ class Ring:
     def _pair(self, name: str, row: Tensor, successor: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the observations [B, *O] at rows and [H * B, *O] at their successors."""
         leaf = self._leaves[name]
-        if leaf.stack > 1 and self.horizons == (
-            1,
-        ):  # stacks that share all frames but one: views of one gather
+        if leaf.stack > 1 and max(self.horizons) == 1:  # stacks share all frames but one: views of one gather
             frames = self._stacked(name, successor, leaf.stack + 1)
             channels = leaf.frame[0]
             return frames[:, :-channels], frames[:, channels:]
