@@ -557,7 +557,7 @@ def _network_rules(agent: DQN | PQN) -> Iterator[_Rule]:
             ": what the network is asked for, it is asked for once; take quantile",
         )
         yield (
-            agent.cut_traces and agent.n_step == 1,
+            agent.cut_traces and max(agent.horizons) == 1,
             "n_step",
             "be above 1 for agent.cut_traces to cut anything",
             "",

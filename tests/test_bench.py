@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -16,14 +19,16 @@ from click.testing import CliRunner, Result
 import rlagents
 from rlagents import building, cli, experiments
 from rlagents.errors import UsageError
+from rlagents.loop import Trail, interact
 from rlagents.peers import TIANSHOU, sb3, tianshou
+from rlagents.seeding import Streams
 from rlagents.timing import Plan, Row, Thing, measure, ratio
 
 pytestmark = pytest.mark.usefixtures("folder")
 CPU = torch.device("cpu")
 SMALL_PONG = ("pong-dqn", "env.count=2", "agent.replay.capacity=400")
 # What SB3's DQN can do, too.
-PLAIN = ("agent.double=false", "agent.n_step=1", "agent.network.layer_norm=false")
+PLAIN = ("agent.double=false", "agent.network.layer_norm=false")
 CONSTANT = "agent.learning_rate_end=-1"  # for Tianshou
 SHARED = ("cartpole-dqn-fixed-target", *PLAIN, "agent.target.sync_every=96", "agent.learning_starts=100")
 
@@ -275,7 +280,6 @@ def test_an_unknown_key_is_one_line_and_2(command: str) -> None:
         (["peers", "taxi-q-learning"], ["agent.kind must be dqn in SB3, got q_learning"]),
         (["peers", "pong-dqn"], [
             "agent.learning_rate_steps must be 0 in SB3, got 400000",
-            "agent.n_step must be 1 in SB3, got 4",
             "agent.replay.sampling.kind must be uniform in SB3, got proportional",
             "agent.learning_rate_schedule must be linear in SB3, got cosine",
             "agent.average_rate must be 0.0 in SB3, got 0.001",
@@ -347,6 +351,37 @@ def test_stable_baselines3_learns_with_a_rate_that_falls() -> None:
     assert [model.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([2e-3, 1e-3, 0])
 
 
+def test_stable_baselines3_makes_the_same_returns_of_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = experiments.load(SHARED[0], [*SHARED[1:], "env.count=1", "agent.n_step=4"])
+    model = sb3.build(experiment)
+    assert (model.replay_buffer.n_steps, model.replay_buffer.gamma) == (4, 0.99)
+    with closing(building.environments(experiment.env)) as envs:
+        agent = building.agent(experiment, envs, CPU)
+        loop = interact(envs, agent, Trail(Streams(3), 1, envs.actions), reset_every=10**6)
+        steps = [step for step, _ in islice(loop, 60)]
+        stores = sb3.stores(experiment, envs, steps, CPU)
+    assert [type(store.sample.__self__).__name__ for store in stores.values()] == [
+        "NStepReplayBuffer", "ReplayBuffer"
+    ]  # fmt: skip
+    theirs = stores["SB3"]
+    for row in theirs.rows:
+        theirs.add(*row)
+    kept = [time for time in range(60 - 4) if not steps[time].final[0]]  # the others are no transitions
+    assert len(kept) < 56, "an episode must end within"
+    expected = theirs.sample.__self__._get_samples(np.array(kept))
+    row = torch.tensor(kept)
+    ours = agent.replay.gather(row, torch.ones(len(row)))
+    torch.testing.assert_close(ours.reward, expected.rewards[:, 0])
+    torch.testing.assert_close(ours.discount, ((1 - expected.dones) * expected.discounts)[:, 0])
+    going = ours.discount > 0  # where one follows
+    assert torch.equal(ours.next_obs[going], expected.next_observations[going])
+    monkeypatch.setattr(sb3, "fits", lambda *_, **__: False)
+    with pytest.raises(
+        UsageError, match=r"agent\.n_step must be 1 in SB3 where its replay takes more than 80"
+    ):
+        sb3.build(experiment)
+
+
 def test_stable_baselines3_has_its_threads_wait_as_it_comes() -> None:
     code = f"""
 import os, runpy, sys
@@ -372,7 +407,7 @@ needs_tianshou = pytest.mark.skipif(not TIANSHOU.installed, reason=TIANSHOU.miss
 
 @needs_tianshou
 def test_tianshou_has_the_same_network_and_numbers() -> None:
-    settings = ["agent.replay.capacity=500", "env.sticky=0.25", "agent.learn_every=8"]
+    settings = ["agent.replay.capacity=500", "agent.n_step=5", "env.sticky=0.25", "agent.learn_every=8"]
     experiment = experiments.load("pong-dqn-nature", settings)
     training = tianshou.Training(experiment)
     envs = building.environments(experiment.env)
@@ -381,7 +416,7 @@ def test_tianshou_has_the_same_network_and_numbers() -> None:
     assert sorted(tuple(p.shape) for p in training.policy.model.parameters()) == shapes
     envs.close()
     theirs = training.algorithm
-    assert (theirs.gamma, theirs.n_step, theirs.is_double, theirs.target_update_freq) == (0.99, 1, False, 125)
+    assert (theirs.gamma, theirs.n_step, theirs.is_double, theirs.target_update_freq) == (0.99, 5, False, 125)
     assert (theirs.optim._max_grad_norm, training.buffer.maxsize) == (10, 500)
     (group,) = theirs.optim._optim.param_groups
     assert (group["lr"], group["eps"]) == (1e-4, 1e-8)

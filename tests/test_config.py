@@ -307,6 +307,11 @@ def test_what_is_impossible_together_is_refused_with_the_reason(overrides: list[
     assert complaints(PONG, *overrides) == [complaint]
 
 
+def test_traces_of_the_second_return_can_be_cut_too() -> None:
+    settings = ("agent.n_step=1", "agent.cut_traces=true", "agent.n_step_bound=10")
+    assert toml.load(PONG, settings).agent.horizons == (1, 10)
+
+
 def test_several_impossible_pairs_are_told_at_once() -> None:
     found = complaints(
         PONG, "agent.exploration.kind=noisy", "agent.reward_scale=2", "agent.replay.capacity=9"

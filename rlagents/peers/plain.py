@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 # Of these, both have no precision but float32, and no emulator threads.
 HANDED_OVER = frozenset({
-    "agent.discount", "agent.batch_size", "agent.learn_every", "agent.learning_starts", "agent.learning_rate",
-    "agent.adam_epsilon", "agent.gradient_clip", "agent.reward_transform", "agent.exploration.start",
-    "agent.exploration.end", "agent.exploration.steps", "agent.replay.capacity", "agent.target.sync_every",
-    "agent.network.body", "agent.network.hidden", "agent.precision", "env.count", "env.game",
-    "env.frame_stack", "env.sticky", "env.max_frames", "env.terminal_on_life_loss", "env.full_action_space",
-    "env.time_limit", "env.threads", "env.frame_skip", "env.height", "env.width", "env.noop_max",
+    "agent.discount", "agent.n_step", "agent.batch_size", "agent.learn_every", "agent.learning_starts",
+    "agent.learning_rate", "agent.adam_epsilon", "agent.gradient_clip", "agent.reward_transform",
+    "agent.exploration.start", "agent.exploration.end", "agent.exploration.steps", "agent.replay.capacity",
+    "agent.target.sync_every", "agent.network.body", "agent.network.hidden", "agent.precision", "env.count",
+    "env.game", "env.frame_stack", "env.sticky", "env.max_frames", "env.terminal_on_life_loss",
+    "env.full_action_space", "env.time_limit", "env.threads", "env.frame_skip", "env.height", "env.width",
+    "env.noop_max",
 })  # fmt: skip
 EVALUATED = 8  # environments of an evaluation
 _ENDLESS = 10**9  # env steps

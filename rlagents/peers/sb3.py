@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -79,7 +80,8 @@ def environments(experiment: Experiment, count: int, seed: int) -> "VecEnv":
 def build(experiment: Experiment) -> "stable_baselines3.DQN":
     """Returns SB3's DQN with the hyper-parameters of an experiment.
 
-    It has its replay as it comes, or the smaller one where the other does not fit into memory.
+    It has its replay as it comes, or the smaller one where the other does not fit into memory: that one knows
+    no returns of several steps.
 
     Raises:
         UsageError: they cannot be had in it.
@@ -90,6 +92,11 @@ def build(experiment: Experiment) -> "stable_baselines3.DQN":
 
     run, count = experiment.run, experiment.env.count
     optimize_memory = not fits(experiment, copies=2)
+    if optimize_memory and agent.n_step > 1:
+        raise UsageError(
+            f"agent.n_step must be 1 in {SB3.name} where its replay takes more than {_SHARE:.0%} of the "
+            f"memory, got {agent.n_step}; or lower agent.replay.capacity, got {agent.replay.capacity}"
+        )
     pixels = isinstance(experiment.env, Atari)
     hidden = agent.network.hidden or ((512,) if pixels else (128, 128))
     network = {"features_extractor_kwargs": {"features_dim": hidden[0]}} if pixels else {}
@@ -103,6 +110,7 @@ def build(experiment: Experiment) -> "stable_baselines3.DQN":
         learning_starts=agent.learning_starts,
         batch_size=agent.batch_size,
         gamma=agent.discount,
+        n_steps=agent.n_step,
         train_freq=period // count,  # counted in ticks of all environments
         gradient_steps=period // agent.learn_every,
         optimize_memory_usage=optimize_memory,
@@ -136,12 +144,14 @@ def stores(
 ) -> dict[str, Store]:
     """Returns SB3's two replays for our observations; none where an observation is not a single array.
 
+    The first one makes returns of as many steps as ours; the smaller one knows none but of one.
+
     Raises:
         UsageError: they do not fit into memory.
     """
     import numpy as np
     from gymnasium import spaces
-    from stable_baselines3.common.buffers import ReplayBuffer
+    from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
     from torch import Tensor
 
     leaf, capacity = envs.layout, experiment.timesteps_kept
@@ -160,9 +170,12 @@ def stores(
         infos = [{"TimeLimit.truncated": bool(each)} for each in step.truncated]
         done = step.terminated | step.truncated
         rows.append((obs, next_obs, step.action, step.reward, done, infos))
+    ahead: int = getattr(experiment.agent, "n_step", 1)
+    several = partial(NStepReplayBuffer, n_steps=ahead, gamma=experiment.agent.discount)
     found: dict[str, Store] = {}
     for name, optimize in ((SB3.name, False), (f"{SB3.name} optimised", True)):
-        buffer = ReplayBuffer(
+        make = ReplayBuffer if optimize or ahead == 1 else several
+        buffer = make(
             capacity,
             spaces.Box(low, high, leaf.shape, np.dtype(leaf.dtype)),
             spaces.Discrete(envs.actions),

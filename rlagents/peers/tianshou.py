@@ -121,6 +121,7 @@ class Training:
             policy=self.policy,
             optim=AdamOptimizerFactory(lr=agent.learning_rate, eps=agent.adam_epsilon),
             gamma=agent.discount,
+            n_step_return_horizon=agent.n_step,
             target_update_freq=target.sync_every // agent.learn_every,  # counted in learner steps
             is_double=False,
             huber_loss_delta=1.0,
