@@ -474,6 +474,13 @@ def test_tianshou_in_a_process_of_its_own() -> None:
     assert "tianshou" in measured["versions"]
 
 
+@pytest.mark.parametrize("name", ["pong-dqn-nature", "pong-dqn-plain"])
+def test_stable_baselines3_can_do_what_is_there_to_compare_with_it(name: str) -> None:
+    agent, target = sb3.require(experiments.load(name))
+    assert agent.kind == "dqn"
+    assert target.kind == "fixed"
+
+
 def test_stable_baselines3_refuses_what_it_cannot_do() -> None:
     with pytest.raises(UsageError, match=r"env\.kind must be atari or cartpole in SB3, got corridor"):
         sb3.require(experiments.load(SHARED[0], [*SHARED[1:], "env.kind=corridor"]))

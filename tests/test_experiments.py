@@ -52,6 +52,7 @@ def test_every_experiment_of_the_plan_is_there() -> None:
         "pong-double",
         "pong-dqn",
         "pong-dqn-nature",
+        "pong-dqn-plain",
         "pong-dqn-sticky",
         "pong-dueling",
         "pong-iqn",
