@@ -32,7 +32,13 @@ def require(experiment: Experiment) -> tuple[DQN, FixedTarget]:
     Raises:
         UsageError: it cannot, or is not installed: one line for each field.
     """
-    return plain.require(experiment, SB3, _HANDED_OVER, _else_wrong)
+    agent, target = plain.require(experiment, SB3, _HANDED_OVER, _else_wrong)
+    if agent.n_step > 1 and not fits(experiment, copies=2):
+        raise UsageError(
+            f"agent.n_step must be 1 in {SB3.name} where its replay takes more than {_SHARE:.0%} of the "
+            f"memory, got {agent.n_step}; or lower agent.replay.capacity, got {agent.replay.capacity}"
+        )
+    return agent, target
 
 
 def _else_wrong(agent: DQN, env: Atari | CartPole) -> Iterator[plain.Wrong]:
@@ -92,11 +98,6 @@ def build(experiment: Experiment) -> "stable_baselines3.DQN":
 
     run, count = experiment.run, experiment.env.count
     optimize_memory = not fits(experiment, copies=2)
-    if optimize_memory and agent.n_step > 1:
-        raise UsageError(
-            f"agent.n_step must be 1 in {SB3.name} where its replay takes more than {_SHARE:.0%} of the "
-            f"memory, got {agent.n_step}; or lower agent.replay.capacity, got {agent.replay.capacity}"
-        )
     pixels = isinstance(experiment.env, Atari)
     hidden = agent.network.hidden or ((512,) if pixels else (128, 128))
     network = {"features_extractor_kwargs": {"features_dim": hidden[0]}} if pixels else {}
