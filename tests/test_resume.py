@@ -1,5 +1,6 @@
 """What is lost when a run is killed, interrupted or out of disk: nothing."""
 
+import gc
 import json
 import os
 import random
@@ -110,6 +111,7 @@ def test_resumes_leave_memory_descriptors_threads_and_disk_as_they_are(resumes, 
     """A night in miniature, in one process: each resume takes ten checkpoints and is interrupted."""
     settings = {"env_steps": 10**6, "evaluate_every": 10**6, "checkpoint_every": 100, "reset_every": 500}
     run, device, seen = tmp_path / "run", torch.device("cpu"), []
+    gc.collect()  # what tests before this one left in cycles would be given back meanwhile
     for number in range(resumes):
         stopped({**CARTPOLE, "run": settings}, run, 1000 * (number + 1))
         kept = [file for name in ("checkpoints", "replay") for file in (run / name).rglob("*")]
