@@ -332,13 +332,19 @@ class ReplayLearner(Learner):
 class NetworkLearner(Learner):
     """What every agent with a network has."""
 
-    learning_rate: float = Field(default=5e-4, gt=0, description="of Adam, at the start")
+    learning_rate: float = Field(default=5e-4, gt=0, description="at the start")
     learning_rate_schedule: Literal["linear", "cosine"] = Field(
         default="linear", description="way from learning_rate to learning_rate_end"
     )
     adam_epsilon: float = Field(default=1e-8, gt=0, description="added to Adam's denominator")
     weight_decay: float = Field(
         default=0.0, ge=0, description="decoupled (AdamW), times the learning rate; 0: none"
+    )
+    muon: float = Field(
+        default=0.0,
+        ge=0,
+        description="convolutions are moved by Muon, at the learning rate times this (Jordan et al. 2024); "
+        "0: by Adam, as all else is",
     )
     gradient_clip: float = Field(default=10.0, ge=0, description="largest norm of the gradient; 0: no limit")
     average_rate: float = Field(

@@ -96,7 +96,7 @@ def test_every_kind_of_values_is_recorded_with_noise_and_priorities(kind):
     table |= {"values": {"kind": kind}, "exploration": {"kind": "noisy"}, "reward_transform": "normalise"}
     table |= {"double": False, "munchausen": {"share": 0.9}, "reset_head_every": 300}
     table |= {"n_step_end": 1, "discount_end": 0.999, "horizon_hold": 300, "horizon_steps": 500}
-    table |= {"n_step_bound": 5, "n_step_bound_until": 800}
+    table |= {"n_step_bound": 5, "n_step_bound_until": 800, "muon": 2.0}
     table |= {"average_rate": 0.5, "average_rate_end": 0.001, "heads": 1 if kind == "iqn" else 3}
     # Of a row that is drawn twice IQN has two errors, and which of them is kept is chance.
     sampling = "uniform" if kind == "iqn" else "proportional"

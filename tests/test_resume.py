@@ -51,6 +51,7 @@ PONG = {
         "learn_every": 8,
         "batch_size": 8,
         "n_step": 2,
+        "muon": 3.0,
         "target": {"kind": "fixed", "sync_every": 100},
         "network": {"body": "arcade_cnn", "hidden": [16]},
         "replay": {"capacity": 160},

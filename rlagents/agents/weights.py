@@ -1,4 +1,4 @@
-"""The weights of a network while they are learned: in float32, beside the copy that computes, with Adam.
+"""The weights of a network while they are learned: in float32, beside the copy that computes.
 
 Both agents with a network learn through this; what they learn towards is their own affair.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from rlagents.agents.muon import Muon
 from rlagents.config import NetworkLearner
 from rlagents.networks import Network, computes_in_bfloat16, has_pixels
 from rlagents.schedules import Cosine, Geometric, Linear
@@ -16,7 +17,7 @@ from rlagents.types import Obs, State, Task
 
 
 class Weights:
-    """Three networks at most: `online` holds the weights that Adam moves, `working` is what computes.
+    """Three networks at most: `online` holds the weights that are moved, `working` is what computes.
 
     They are the same object or, in bfloat16, `working` is a copy renewed after each learner step, which
     costs less than casting the weights anew in every pass. `settled` is what is evaluated: the working one,
@@ -43,16 +44,26 @@ class Weights:
         self.settled = copy.deepcopy(self.online).requires_grad_(False) if averages else self.working
         self.average: list[Tensor] = [*self.settled.parameters()] if averages else []
         self._part = torch.tensor(config.average_rate, device=device)
-        self._device, self._clip = device, config.gradient_clip
+        self._clip = config.gradient_clip
         on_gpu = device.type == "cuda"
+
+        def rate(factor: float) -> Tensor | float:  # a recorded graph reads it from where it is
+            first = config.learning_rate * factor
+            return torch.tensor(first, device=device) if on_gpu else first
+
+        turned = self.online.convolution_weights() if config.muon else []
+        straight = [p for p in self.parameters if not any(p is weight for weight in turned)]
         self.optimizer = (torch.optim.AdamW if config.weight_decay else torch.optim.Adam)(
-            self.parameters,
-            lr=torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate,
+            straight,
+            lr=rate(1.0),
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
             fused=True,
             capturable=on_gpu,
         )
+        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(self.optimizer, 1.0)]
+        if turned:
+            self._optimizers.append((Muon(turned, rate(config.muon), config.weight_decay), config.muon))
         schedule = Linear if config.learning_rate_schedule == "linear" else Cosine
         steps = config.learning_rate_steps or task.env_steps
         self.rate = schedule(config.learning_rate, config.final_learning_rate, steps)
@@ -67,11 +78,12 @@ class Weights:
 
     def set_rates(self, env_steps: int) -> None:
         """Sets the learning rate and that of the average that are due after so many env steps."""
-        rate, group = self.rate(env_steps), self.optimizer.param_groups[0]
-        if isinstance(group["lr"], Tensor):  # a recorded graph reads it from where it is
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        for optimizer, factor in self._optimizers:
+            rate, group = self.rate(env_steps) * factor, optimizer.param_groups[0]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         if self.average:
             self._part.fill_(self.average_rate(env_steps))
 
@@ -85,7 +97,8 @@ class Weights:
             copy_tensors(_gradients(self.parameters), _gradients(self.renewed))
         if self._clip:
             norm = [nn.utils.clip_grad_norm_(self.parameters, self._clip)]
-        self.optimizer.step()
+        for optimizer, _ in self._optimizers:
+            optimizer.step()
         if self.renewed:
             copy_tensors(self.renewed, self.parameters)
         if self.average:
@@ -103,9 +116,10 @@ class Weights:
     def state_dict(self) -> State:
         """Returns the online weights, their average if there is one, and the optimiser's moments."""
         moments = {
-            name: dict(self.optimizer.state[parameter])
+            name: dict(optimizer.state[parameter])
             for name, parameter in self.online.named_parameters()
-            if parameter in self.optimizer.state
+            for optimizer, _ in self._optimizers
+            if parameter in optimizer.state
         }
         average = dict(self.settled.named_parameters()) if self.average else {}
         return {"policy": dict(self.online.state_dict()), "average": average, "optimizer": moments}
@@ -120,15 +134,12 @@ class Weights:
         if self.average:  # of checkpoints from before there was one, it starts at the weights
             known = state.get("average") or state["policy"]
             copy_tensors(self.average, [known[name] for name, _ in self.settled.named_parameters()])
-        self.optimizer.state.clear()
-        for name, parameter in self.online.named_parameters():
-            if moments := state["optimizer"].get(name):
-                # In the parameter's own memory layout: the fused optimiser goes through memory, not by index.
-                self.optimizer.state[parameter] = {
-                    "step": moments["step"].clone().to(self._device),
-                    "exp_avg": torch.empty_like(parameter).detach().copy_(moments["exp_avg"]),
-                    "exp_avg_sq": torch.empty_like(parameter).detach().copy_(moments["exp_avg_sq"]),
-                }
+        names = {parameter: name for name, parameter in self.online.named_parameters()}
+        for optimizer, _ in self._optimizers:
+            optimizer.state.clear()
+            for parameter in optimizer.param_groups[0]["params"]:
+                if moments := state["optimizer"].get(names[parameter]):
+                    optimizer.state[parameter] = {at: _like(parameter, each) for at, each in moments.items()}
 
 
 def seeded(build: Callable[[], Network], seed: int) -> Network:
@@ -152,3 +163,10 @@ def copy_buffers(to: Network, source: Network) -> None:
 
 def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _like(parameter: nn.Parameter, moment: Tensor) -> Tensor:
+    """Returns a copy in the memory layout of the parameter: the fused Adam goes by memory, not by index."""
+    if moment.shape != parameter.shape:  # a counter
+        return moment.clone().to(parameter.device)
+    return torch.empty_like(parameter, requires_grad=False).copy_(moment)

@@ -85,6 +85,11 @@ class Network(nn.Module):
                 part.to(self._dtype)
         return self
 
+    def convolution_weights(self) -> list[nn.Parameter]:
+        """Returns the weights of all convolutions, [channels, *] each."""
+        found = {id(part.weight) for part in self.modules() if isinstance(part, nn.Conv2d)}
+        return [parameter for parameter in self.parameters() if id(parameter) in found]
+
     def centre_(self, obs: Obs) -> None:
         """Takes the mean of observations [B, *O] for what bodies subtract from images, if they do."""
         inputs = named(obs)
