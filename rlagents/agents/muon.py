@@ -6,9 +6,9 @@
 where orthogonal(U S V^T) = U V^T, roughly. The gradients of a convolution share a few strong directions,
 along which Adam goes far while it hardly moves along the others; here each singular value of a step is near
 1. The factor makes an entry of a step as large as one of Adam's (Liu et al. 2025), so that a learning rate
-means the same for both. Departure: hidden dense layers stay with Adam. Theirs are large
-matrices, and one step would take as long as all else that a small network does. PyTorch's own Muon, of 2.9
-and later, takes nothing but matrices, and reads its rate on the host, which a recorded CUDA graph cannot.
+means the same for both. Departure: hidden dense layers stay with Adam. Theirs are large matrices, and one
+step would take nearly as long as all else that a small network does. PyTorch's own Muon, of 2.9 and later,
+takes nothing but matrices, and reads its rate on the host, which a recorded CUDA graph cannot.
 
     https://kellerjordan.github.io/posts/muon/ and https://arxiv.org/abs/2502.16982
 """

@@ -51,10 +51,10 @@ class Weights:
             first = config.learning_rate * factor
             return torch.tensor(first, device=device) if on_gpu else first
 
-        turned = self.online.convolution_weights() if config.muon else []
-        straight = [p for p in self.parameters if not any(p is weight for weight in turned)]
+        convolutions = self.online.convolution_weights() if config.muon else []
+        apart = {*convolutions}
         self.optimizer = (torch.optim.AdamW if config.weight_decay else torch.optim.Adam)(
-            straight,
+            [parameter for parameter in self.parameters if parameter not in apart],
             lr=rate(1.0),
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
@@ -62,8 +62,8 @@ class Weights:
             capturable=on_gpu,
         )
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(self.optimizer, 1.0)]
-        if turned:
-            self._optimizers.append((Muon(turned, rate(config.muon), config.weight_decay), config.muon))
+        if convolutions:
+            self._optimizers.append((Muon(convolutions, rate(config.muon), config.weight_decay), config.muon))
         schedule = Linear if config.learning_rate_schedule == "linear" else Cosine
         steps = config.learning_rate_steps or task.env_steps
         self.rate = schedule(config.learning_rate, config.final_learning_rate, steps)
